@@ -1,0 +1,495 @@
+"""Every message that the notebook, the agent and its workers exchange.
+
+Runs everywhere; the only place where a message is defined. Messages are frozen dataclasses;
+`encode` and `decode` turn them into frames and back (`fal_agent.framing`).
+
+Data (pickles and their out-of-band buffers) is referred to by `Data`: a list whose items are either
+the index of a raw buffer of the same frame, or the name of a blob. A blob is larger data that
+travels on its own, in `BlobPart`s that other frames may come between, and that is kept on the host
+under its name. The first item is a pickle, the others are its out-of-band buffers in order.
+
+Flow control: every event that a worker makes carries `cost`, in bytes. A worker stops producing
+when more than `WINDOW` bytes of one run are not yet acknowledged; the notebook acknowledges what it
+has drawn or handed over, and the agent does so itself for runs that nobody watches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Dict, List, Optional, Sequence, Tuple, Type, TypeVar, Union
+
+from fal_agent.errors import ProtocolError
+from fal_agent.framing import Buffer, Frame, encode_frame
+
+__all__ = [
+    "INLINE_LIMIT",
+    "PART_SIZE",
+    "WINDOW",
+    "Ack",
+    "Answer",
+    "Ask",
+    "BlobPart",
+    "Call",
+    "Cancel",
+    "Clear",
+    "Data",
+    "Display",
+    "EnvironmentSpec",
+    "Event",
+    "Execute",
+    "Failure",
+    "Hello",
+    "Interrupt",
+    "Item",
+    "Kill",
+    "Log",
+    "Message",
+    "Need",
+    "Ping",
+    "Pong",
+    "Progress",
+    "Ready",
+    "Resources",
+    "Result",
+    "Scaling",
+    "Stage",
+    "Started",
+    "Submit",
+    "Welcome",
+    "decode",
+    "encode",
+]
+
+INLINE_LIMIT = 256 << 10  # bytes of raw buffers that one message carries itself; more goes as blobs
+PART_SIZE = 256 << 10  # bytes of one part of a blob, at most
+WINDOW = 1 << 20  # bytes of events of one run that may be unacknowledged
+
+Data = List[Union[int, str]]
+
+
+# ---------------------------------------------------------------- what a call asks for
+
+
+@dataclass(frozen=True)
+class EnvironmentSpec:
+    """What a virtual environment is asked to hold."""
+
+    python: str  # "X.Y", the notebook's minor version unless said otherwise
+    layers: List[List[str]]  # install steps of PEP 508 lines; a later step may overrule an earlier one
+    compile_bytecode: bool = False
+    force: bool = False  # resolve and build anew even if it is known
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a call asks of the machine; the alternatives are tried in order."""
+
+    machine_types: List[str] = field(default_factory=lambda: ["XS"])
+    num_gpus: Optional[int] = None  # None: 1 for a GPU type, else 0
+    regions: Optional[List[str]] = None  # labels, one of which the host must carry
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How many workers serve one function, and for how long."""
+
+    keep_alive: float = 10.0  # seconds that an idle worker lives
+    min_concurrency: int = 0
+    max_concurrency: Optional[int] = None  # workers
+    concurrency_buffer: int = 0
+    concurrency_buffer_perc: int = 0
+    scaling_delay: float = 0.0  # seconds that a call waits before one more worker is started
+    max_multiplexing: int = 1  # calls at once in one worker
+
+
+@dataclass(frozen=True)
+class Call:
+    """One function or cell, with its arguments and needs."""
+
+    kind: str  # "function": pickle of (function, setup_function or None); "cell": see worker/session.py
+    label: str  # the function's qualified name, or the first line of the cell
+    function: Optional[str]  # digest of the function's data, None for cells
+    environment: EnvironmentSpec
+    arguments: Data  # "function": pickle of (args, kwargs); "cell": pickle of a dict
+    function_data: Optional[Data] = None  # left out when the host is known to have it
+    resources: Resources = field(default_factory=Resources)
+    scaling: Scaling = field(default_factory=Scaling)
+    session: Optional[str] = None  # name of the session that a cell runs in
+    timeout: Optional[float] = None  # seconds the call may run
+    startup_timeout: Optional[float] = None  # seconds from a ready environment to a ready worker
+    lease: float = 86400.0  # seconds the run may go on while no client of it is connected
+    files: List[Tuple[str, str, int]] = field(default_factory=list)  # app files: path, blob, mode
+    fresh: bool = False  # cells: start the session anew
+    reusable: bool = False  # the loaded function holds no state, so a worker may call it again as it is
+
+
+# ---------------------------------------------------------------- notebook -> agent
+
+
+@dataclass(frozen=True)
+class Hello:
+    """First message on a connection: who is calling."""
+
+    type: ClassVar[str] = "hello"
+    client_id: str  # one per kernel, the same after a reconnect
+
+
+@dataclass(frozen=True)
+class Submit:
+    """Run a call. Sent again with the same id, it never runs twice."""
+
+    type: ClassVar[str] = "submit"
+    run_id: str
+    call: Call
+
+
+@dataclass(frozen=True)
+class BlobPart:
+    """A piece of a blob, in one raw buffer; pieces of one blob come in order."""
+
+    type: ClassVar[str] = "blob"
+    blob: str  # its name: letters, digits, "-" and "_"
+    offset: int
+    size: int  # bytes of the whole blob
+
+
+@dataclass(frozen=True)
+class Ack:
+    """The notebook has dealt with events of a run; sent on to the worker."""
+
+    type: ClassVar[str] = "ack"
+    run_id: str
+    seq: int  # highest event number dealt with
+    credit: int  # sum of their costs since the last acknowledgement, in bytes
+
+
+@dataclass(frozen=True)
+class Interrupt:
+    """Raise KeyboardInterrupt in one call."""
+
+    type: ClassVar[str] = "interrupt"
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Take a call out of the queue, or interrupt it."""
+
+    type: ClassVar[str] = "cancel"
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Kill:
+    """End the worker that runs a call."""
+
+    type: ClassVar[str] = "kill"
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A question about the host, answered by one `Answer`."""
+
+    type: ClassVar[str] = "ask"
+    request_id: str
+    question: str
+    arguments: Dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ping:
+    """Are you there? Answered at once."""
+
+    type: ClassVar[str] = "ping"
+    number: int = 0
+
+
+# ---------------------------------------------------------------- agent -> notebook
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """The agent's answer to `Hello`."""
+
+    type: ClassVar[str] = "welcome"
+    pid: int
+    python: str  # "X.Y.Z" of the agent
+    root: str  # folder of everything the agent keeps
+
+
+@dataclass(frozen=True)
+class Need:
+    """The agent lacks data that a submit refers to; the client sends the submit again, with it."""
+
+    type: ClassVar[str] = "need"
+    run_id: str
+    names: List[str]  # blobs, or the function's digest
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an `Ask` brought."""
+
+    type: ClassVar[str] = "answer"
+    request_id: str
+    content: Any = None
+    error: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class Pong:
+    """I am here."""
+
+    type: ClassVar[str] = "pong"
+    number: int = 0
+
+
+# ---------------------------------------------------------------- events: worker -> agent -> notebook
+# `seq` counts the events of one run from 1; the agent sets it. `sent_at` is in seconds since the
+# Unix epoch, by the clock of the process that made the event.
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run entered a phase: queue, resolve, build, start, run."""
+
+    type: ClassVar[str] = "stage"
+    run_id: str
+    phase: str
+    text: str = ""  # for a person: the reason, sizes
+    seq: int = 0
+    sent_at: float = 0.0
+    cost: int = 0
+
+
+@dataclass(frozen=True)
+class Log:
+    """Printed text in UTF-8, in one raw buffer, in the order it was written; not always whole lines."""
+
+    type: ClassVar[str] = "log"
+    run_id: str
+    stream: str  # "stdout" or "stderr"
+    source: str = "user"  # "user", or "builder" for what uv says
+    seq: int = 0
+    sent_at: float = 0.0
+    cost: int = 0
+
+
+@dataclass(frozen=True)
+class Display:
+    """Something to show: `data` is a JSON object {"data": MIME bundle, "metadata": {}, "transient": {}}."""
+
+    type: ClassVar[str] = "display"
+    run_id: str
+    kind: str  # "display", "result" (the value of a cell's last expression) or "update"
+    data: Data = field(default_factory=list)
+    seq: int = 0
+    sent_at: float = 0.0
+    cost: int = 0
+
+
+@dataclass(frozen=True)
+class Clear:
+    """Clear the output of the run's cell."""
+
+    type: ClassVar[str] = "clear"
+    run_id: str
+    wait: bool = False  # only when new output comes
+    seq: int = 0
+    sent_at: float = 0.0
+    cost: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a loop of the user's has come."""
+
+    type: ClassVar[str] = "progress"
+    run_id: str
+    name: str
+    done: float
+    total: Optional[float] = None
+    seq: int = 0
+    sent_at: float = 0.0
+    cost: int = 0
+
+
+@dataclass(frozen=True)
+class Item:
+    """One item that a generator produced; `data` is its pickle."""
+
+    type: ClassVar[str] = "item"
+    run_id: str
+    data: Data = field(default_factory=list)
+    seq: int = 0
+    sent_at: float = 0.0
+    cost: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run ended well: `data` is the pickle of the value (cells: of a dict, see worker/session.py)."""
+
+    type: ClassVar[str] = "result"
+    run_id: str
+    data: Data = field(default_factory=list)
+    generator: bool = False  # the value is that of a generator whose items came before
+    seconds: float = 0.0  # spent in the user's code
+    seq: int = 0
+    sent_at: float = 0.0
+    cost: int = 0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run ended badly.
+
+    `kind` is one of:
+        user            the code raised; `data` is the pickle of the exception if it can be rebuilt
+        interrupted     KeyboardInterrupt, as `user`
+        serialization   the result, or the error, cannot be pickled
+        deserialization the function or its arguments cannot be opened on the host
+        missing         a module is missing there (`detail["module"]`)
+        environment     uv failed (`detail["log"]`)
+        requirement     a requirement line is not one
+        resources       the host cannot give what was asked for
+        python          Python minor versions differ
+        timeout         `detail["seconds"]`
+        cancelled       cancelled before it ran, or killed, or its lease ended
+        lost            the worker died (`detail["exit_status"]`)
+        agent           a fault of ours
+    """
+
+    type: ClassVar[str] = "failure"
+    run_id: str
+    kind: str
+    message: str  # "ExceptionType: text" for the user's errors, else what happened and what to do next
+    detail: Dict[str, Any] = field(default_factory=dict)  # "traceback": text, "frames": see worker/failures.py
+    data: Data = field(default_factory=list)
+    seq: int = 0
+    sent_at: float = 0.0
+    cost: int = 0
+
+
+# ---------------------------------------------------------------- agent <-> worker
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker can take calls."""
+
+    type: ClassVar[str] = "ready"
+    pid: int
+    python: str  # "X.Y.Z"
+
+
+@dataclass(frozen=True)
+class Execute:
+    """Run a call in this worker; `blobs` gives the file of each blob that its data names."""
+
+    type: ClassVar[str] = "execute"
+    run_id: str
+    kind: str
+    label: str
+    function: Optional[str]
+    arguments: Data
+    function_data: Optional[Data] = None  # left out when this worker has it
+    session: Optional[str] = None
+    blobs: Dict[str, str] = field(default_factory=dict)  # name -> path
+    outbox: str = ""  # folder where the worker puts large results, for the agent to take
+    multiplexing: int = 1
+    folder: Optional[str] = None  # where the call's app files lie
+    fresh: bool = False
+    reusable: bool = False
+
+
+@dataclass(frozen=True)
+class Started:
+    """The worker began a call: its data is open, the user's code runs from here on."""
+
+    type: ClassVar[str] = "started"
+    run_id: str
+
+
+Event = Union[Stage, Log, Display, Clear, Progress, Item, Result, Failure]
+Message = Union[
+    Hello, Submit, BlobPart, Ack, Interrupt, Cancel, Kill, Ask, Ping, Welcome, Need, Answer, Pong, Stage, Log,
+    Display, Clear, Progress, Item, Result, Failure, Ready, Execute, Started,
+]  # fmt: skip
+
+_TYPES: Dict[str, Type[Any]] = {cls.type: cls for cls in Message.__args__}  # type: ignore[attr-defined]
+_NESTED: Dict[type, Dict[str, Type[Any]]] = {
+    Submit: {"call": Call},
+    Call: {"environment": EnvironmentSpec, "resources": Resources, "scaling": Scaling},
+}
+_M = TypeVar("_M")
+
+
+def encode(message: Message, buffers: Sequence[Buffer] = ()) -> bytes:
+    """Make the frame of a message.
+
+    Raises:
+        ProtocolError: it would be larger than a frame may be.
+    """
+    return encode_frame({"type": message.type, **_plain(message)}, buffers)
+
+
+def decode(frame: Frame) -> Message:
+    """Give the message of a frame; its buffers stay in the frame.
+
+    Raises:
+        ProtocolError: the type is unknown, or fields are missing, unknown or of another kind.
+    """
+    header = dict(frame.header)
+    kind = header.pop("type", None)
+    cls = _TYPES.get(kind) if isinstance(kind, str) else None
+    if cls is None:
+        raise ProtocolError(f"unknown message type {kind!r}")
+    message: Message = _build(cls, header)
+    return message
+
+
+def _plain(value: Any) -> Dict[str, Any]:
+    """`value`'s fields as JSON types; nested messages become objects."""
+    return {key: _plain(item) if hasattr(item, "__dataclass_fields__") else item for key, item in vars(value).items()}
+
+
+def _build(cls: Type[_M], fields_: Dict[str, Any]) -> _M:
+    values = dict(fields_)
+    for name, nested in _NESTED.get(cls, {}).items():
+        if isinstance(values.get(name), dict):
+            values[name] = _build(nested, values[name])
+    kinds = _KINDS[cls]
+    for name, value in values.items():
+        if name not in kinds or not isinstance(value, kinds[name]):
+            raise ProtocolError(f"{cls.__name__} cannot have {name}={value!r:.80}")
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ProtocolError(f"{cls.__name__}: {error}") from None
+
+
+def _kinds(annotation: str) -> Tuple[type, ...]:
+    """The Python types that JSON may give for a field, from the annotation's outermost name."""
+    optional = annotation.startswith("Optional[")
+    name = annotation[len("Optional[") : -1] if optional else annotation
+    head = name.split("[")[0]
+    kinds = _JSON_KINDS.get(head) or (globals()[head],)
+    return (*kinds, type(None)) if optional else kinds
+
+
+_JSON_KINDS: Dict[str, Tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "Any": (object,),
+    "Data": (list,),
+    "List": (list,),
+    "Dict": (dict,),
+}
+_KINDS: Dict[type, Dict[str, Tuple[type, ...]]] = {
+    cls: {item.name: _kinds(str(item.type)) for item in fields(cls)}
+    for cls in [*_TYPES.values(), Call, EnvironmentSpec, Resources, Scaling]
+}

@@ -1,0 +1,124 @@
+"""The two seams: a host takes a call and gives events; a link gives byte streams to a machine.
+
+Runs in the notebook. Everything above these protocols is the same for all hosts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from fal_agent.framing import Buffer
+from fal_agent.wire import Call, Event
+
+__all__ = ["ByteStream", "CompletedCommand", "EventSink", "Execution", "Host", "Link", "Parcel", "Received"]
+
+
+class ByteStream(Protocol):
+    """A duplex stream of bytes, used by one reading and several writing threads."""
+
+    def sendall(self, data: Buffer, /) -> None:
+        """Send every byte, waiting as long as the other side's window asks; raises OSError when broken."""
+
+    def recv(self, size: int, /) -> bytes:
+        """Wait for bytes, at most `size`; b"" at the end of the stream; raises OSError when broken."""
+
+    def close(self) -> None:
+        """End the stream; a waiting `recv` returns or raises."""
+
+
+@dataclass(frozen=True)
+class CompletedCommand:
+    """What a command on the machine gave: its exit status (-1: killed or unknown) and output."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+
+class Link(Protocol):
+    """A connection to a machine that can run commands and reach its Unix sockets."""
+
+    def dial(self, socket_path: str) -> ByteStream:
+        """Connect to a Unix socket of the machine.
+
+        Raises:
+            LinkLostError: the connection broke.
+            ConnectionRefusedError: nothing listens there (or FileNotFoundError: no such socket).
+        """
+
+    def run(self, command: str, *, stdin: bytes = b"", timeout: float = 60.0) -> CompletedCommand:
+        """Run a POSIX shell script on the machine, whatever the user's login shell is."""
+
+    def upload(self, path: str, data: bytes, *, mode: int = 0o600) -> None:
+        """Put a file on the machine; it appears whole or not at all. Parent folders are made (0700)."""
+
+    def close(self) -> None:
+        """Close the connection and everything dialled through it."""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A call ready to travel: the message, the raw buffers it refers to, and its blobs by name."""
+
+    call: Call
+    buffers: Sequence[Buffer] = ()
+    blobs: dict[str, Buffer] = field(default_factory=dict)
+    function_data: Sequence[Buffer] = ()  # pickle and buffers of the function, in case the host lacks them
+
+
+@dataclass(frozen=True)
+class Received:
+    """An event as it arrived, with its data opened up: bytes for each item of `event.data`.
+
+    For a `Log`, `data` holds the text's bytes.
+    """
+
+    event: Event
+    data: Sequence[Buffer] = ()
+
+
+EventSink = Callable[[Received], None]
+
+
+@runtime_checkable
+class Execution(Protocol):
+    """One call in flight."""
+
+    run_id: str
+
+    def acknowledge(self, received: Received) -> None:
+        """Say that an event was dealt with, so that the worker may produce more."""
+
+    def interrupt(self) -> None:
+        """Raise KeyboardInterrupt in this call alone."""
+
+    def cancel(self) -> None:
+        """Take the call out of the queue, or interrupt it."""
+
+    def kill(self) -> None:
+        """End the worker that runs the call."""
+
+
+@runtime_checkable
+class Host(Protocol):
+    """Where calls run: call in, events out."""
+
+    name: str
+
+    def submit(self, parcel: Parcel, sink: EventSink, *, run_id: str | None = None) -> Execution:
+        """Start a call. `sink` gets its events in order, the last a `Result` or `Failure`.
+
+        The sink is called from a thread of the host's; it must be quick and must not raise.
+        Returns at once, before data has travelled.
+
+        Raises:
+            HostError: the machine cannot be reached.
+        """
+
+    def ask(self, question: str, *, timeout: float = 30.0, **arguments: Any) -> Any:
+        """Ask the agent: "status", "environments", "runs", ... (see `fal_agent.server.service`)."""
+
+    def close(self) -> None:
+        """Let go of the connection. Runs go on for their lease; `close` stops nothing there."""
