@@ -1,0 +1,98 @@
+# What a person who cloned this types. Everything that is made lies in build/, dist/ and .venv/;
+# a target whose inputs did not change starts at once.
+
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+UV := tools/uv
+# The first Python of at least 3.10 on PATH; else uv looks further, and fetches one if it can.
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.10; do \
+	$$name -c 'import sys; sys.version_info >= (3, 10) or sys.exit(1); print(sys.executable)' 2>/dev/null && break; done)
+VENV = $(UV) venv --quiet --seed --clear --python '$(or $(PYTHON),>=3.10)'
+INSTALL = $(UV) pip install --quiet --python
+
+PACKAGED := $(shell find fal_notebook agent -name '*.py' -o -name py.typed) pyproject.toml README.md LICENSE
+CHECKED := fal_notebook agent benchmarks tools tests
+WHEEL := build/wheel.stamp
+
+unexport PYTHONPATH
+unexport VIRTUAL_ENV
+
+.PHONY: help
+help: ## Say what each target does
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+
+# ---------------------------------------------------------------- environments
+
+.PHONY: setup
+setup: .venv/stamp ## Make .venv, for development: this folder (editable), linters, test tools
+
+.venv/stamp: pyproject.toml
+	$(VENV) .venv
+	$(INSTALL) .venv --group lint --group test --editable .
+	@touch $@
+
+.PHONY: setup-system
+setup-system: ## Install an OpenSSH server for the tests that need one (root, Debian or Ubuntu)
+	@tools/setup-system
+
+$(WHEEL): $(PACKAGED)
+	@mkdir -p build
+	@rm -f dist/*.whl
+	$(UV) build --quiet --wheel --out-dir dist
+	@touch $@
+
+# One environment per use, each with the wheel in it. The packages change seldom, the wheel often,
+# so they have a stamp each.
+build/%/packages.stamp: pyproject.toml
+	$(VENV) build/$*
+	$(INSTALL) build/$* --group $* --requirements pyproject.toml
+	@touch $@
+
+build/%/wheel.stamp: build/%/packages.stamp $(WHEEL)
+	$(INSTALL) build/$* --no-deps --reinstall dist/*.whl
+	@touch $@
+
+.PRECIOUS: build/%/packages.stamp build/%/wheel.stamp
+
+# ---------------------------------------------------------------- what a user does
+
+.PHONY: demo
+demo: build/demo/wheel.stamp ## Run notebooks/quickstart.ipynb on this machine and say what it did
+	build/demo/bin/python tools/run_notebook.py notebooks/quickstart.ipynb --output build/demo/quickstart.ipynb
+
+.PHONY: lab
+lab: build/lab/wheel.stamp ## Open the notebooks in JupyterLab
+	build/lab/bin/jupyter lab --notebook-dir notebooks
+
+# ---------------------------------------------------------------- what a developer does
+
+# The tests run against the wheel: they are copied to a folder from which the sources cannot be
+# imported, so a file that is missing in the wheel is missing in the tests.
+.PHONY: test
+test: build/test/wheel.stamp ## Build the wheel and run every test against it
+	@rm -rf build/check
+	@mkdir -p build/check
+	@cp -R tests notebooks docs benchmarks tools .ci Makefile pyproject.toml .gitignore *.md LICENSE build/check/
+	cd build/check && FAL_TEST_WHEEL=1 ../test/bin/python -m pytest -p no:cacheprovider $(PYTEST)
+
+.PHONY: lint
+lint: .venv/stamp ## Check style, types and the layers of the architecture
+	.venv/bin/ruff check $(CHECKED)
+	.venv/bin/ruff format --check $(CHECKED)
+	.venv/bin/mypy
+	PYTHONPATH=agent .venv/bin/lint-imports
+
+.PHONY: format
+format: .venv/stamp ## Rewrite the sources in the project's style
+	.venv/bin/ruff check --fix $(CHECKED)
+	.venv/bin/ruff format $(CHECKED)
+
+.PHONY: bench
+bench: build/bench/wheel.stamp ## Measure calls beside Ray, Dask, ipyparallel, loky, execnet; rewrite docs/benchmarks.md
+	build/bench/bin/python benchmarks/calls.py --write docs $(BENCH)
+
+.PHONY: clean
+clean: ## Remove everything that make made, .venv too
+	rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
