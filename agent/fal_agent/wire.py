@@ -53,7 +53,6 @@ __all__ = [
     "Result",
     "Scaling",
     "Stage",
-    "Started",
     "Submit",
     "Welcome",
     "decode",
@@ -118,7 +117,10 @@ class Call:
     timeout: Optional[float] = None  # seconds the call may run
     startup_timeout: Optional[float] = None  # seconds from a ready environment to a ready worker
     lease: float = 86400.0  # seconds the run may go on while no client of it is connected
-    files: List[Tuple[str, str, int]] = field(default_factory=list)  # app files: path, blob, mode
+    files: List[List[Any]] = field(default_factory=list)  # app files: [relative path, blob, mode] each
+    folder: Optional[str] = None  # working directory on the host; None: the user's home, or the app files'
+    client: str = ""  # "X.Y.Z" of the notebook's Python
+    scale_key: str = ""  # calls with the same key share `max_concurrency`; the function's qualified name
     fresh: bool = False  # cells: start the session anew
     reusable: bool = False  # the loaded function holds no state, so a worker may call it again as it is
 
@@ -132,6 +134,8 @@ class Hello:
 
     type: ClassVar[str] = "hello"
     client_id: str  # one per kernel, the same after a reconnect
+    part_size: int = PART_SIZE  # bytes of the parts of blobs that the client wants to get
+    shares_files: bool = False  # the client is on this machine and reads and writes blobs' files itself
 
 
 @dataclass(frozen=True)
@@ -404,18 +408,10 @@ class Execute:
     reusable: bool = False
 
 
-@dataclass(frozen=True)
-class Started:
-    """The worker began a call: its data is open, the user's code runs from here on."""
-
-    type: ClassVar[str] = "started"
-    run_id: str
-
-
 Event = Union[Stage, Log, Display, Clear, Progress, Item, Result, Failure]
 Message = Union[
     Hello, Submit, BlobPart, Ack, Interrupt, Cancel, Kill, Ask, Ping, Welcome, Need, Answer, Pong, Stage, Log,
-    Display, Clear, Progress, Item, Result, Failure, Ready, Execute, Started,
+    Display, Clear, Progress, Item, Result, Failure, Ready, Execute,
 ]  # fmt: skip
 
 _TYPES: Dict[str, Type[Any]] = {cls.type: cls for cls in Message.__args__}  # type: ignore[attr-defined]

@@ -72,11 +72,13 @@ class Parcel:
 class Received:
     """An event as it arrived, with its data opened up: bytes for each item of `event.data`.
 
-    For a `Log`, `data` holds the text's bytes.
+    For a `Log`, `data` holds the text's bytes. `error` is the very exception of a failure, where the
+    call ran in this process.
     """
 
     event: Event
     data: Sequence[Buffer] = ()
+    error: BaseException | None = None
 
 
 EventSink = Callable[[Received], None]

@@ -1,0 +1,1 @@
+"""The process of the user's code: one environment, warm between calls."""

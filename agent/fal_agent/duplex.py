@@ -1,0 +1,132 @@
+"""Messages over a blocking stream of bytes, from and to any thread.
+
+Runs in the notebook and in workers (the agent has its own, asynchronous one). One thread reads and
+hands messages on; any thread may send. Parts of a blob give way to every other message, so that a
+large transfer never holds back a small call or an interrupt.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, List, Optional, Sequence
+
+from fal_agent.errors import ProtocolError
+from fal_agent.framing import Buffer, FrameDecoder
+from fal_agent.wire import PART_SIZE, BlobPart, Message, decode, encode
+
+__all__ = ["Duplex", "uninterrupted"]
+
+_READ_SIZE = 512 << 10
+
+
+class Duplex:
+    """Both directions of one connection.
+
+    Args:
+        stream: has `sendall`, `recv` and `close`, as a socket.
+        on_message: called in the reading thread with each message and its raw buffers.
+        on_close: called once, in the reading thread, when the stream has ended; its argument is what
+            went wrong, or None after a clean end.
+        name: for the reading thread.
+    """
+
+    def __init__(
+        self,
+        stream: Any,
+        on_message: Callable[[Message, List[bytes]], None],
+        on_close: Callable[[Optional[Exception]], None],
+        *,
+        name: str,
+    ) -> None:
+        self._stream = stream
+        self._on_message, self._on_close = on_message, on_close
+        # Three locks give small messages priority: a blob's sender holds `_bulk`, queues at `_next`
+        # like everyone, and gives `_next` back before each part, so whoever waits comes first.
+        self._writing, self._next, self._bulk = threading.Lock(), threading.Lock(), threading.Lock()
+        self._reader = threading.Thread(target=self._read, name=name, daemon=True)
+        self._closed = False
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._reader.start()
+
+    def send(self, message: Message, buffers: Sequence[Buffer] = ()) -> None:
+        """Send a message; Ctrl-C does not cut it in two.
+
+        Raises:
+            OSError: the stream is broken.
+            ProtocolError: the message is too large.
+        """
+        data = encode(message, buffers)
+        with uninterrupted():
+            self._write(data)
+
+    def send_blob(self, name: str, data: Buffer, *, part_size: int = PART_SIZE, channel: Any = None) -> None:
+        """Send a blob in parts; other messages come between them.
+
+        Args:
+            name: the blob's name.
+            data: its bytes.
+            part_size: bytes of one part.
+            channel: an object with `is_set()`; when that becomes true the rest is not sent.
+        """
+        view = memoryview(data)
+        size = len(view)
+        for offset in range(0, size, part_size) if size else (0,):
+            if channel is not None and channel.is_set():
+                return
+            frame = encode(BlobPart(blob=name, offset=offset, size=size), [view[offset : offset + part_size]])
+            with self._bulk, uninterrupted():
+                self._write(frame)
+
+    def close(self) -> None:
+        """End the stream; `on_close` is called by the reading thread."""
+        self._closed = True
+        self._stream.close()
+
+    def _write(self, data: bytes) -> None:
+        with self._next:
+            self._writing.acquire()
+        try:
+            self._stream.sendall(data)
+        finally:
+            self._writing.release()
+
+    def _read(self) -> None:
+        decoder = FrameDecoder()
+        problem: Optional[Exception] = None
+        try:
+            while True:
+                data = self._stream.recv(_READ_SIZE)
+                if not data:
+                    break
+                for frame in decoder.feed(data):
+                    self._on_message(decode(frame), frame.buffers)
+            if decoder.pending_bytes and not self._closed:
+                problem = ProtocolError("the connection ended in the middle of a message")
+        except (OSError, EOFError, ProtocolError) as error:
+            problem = None if self._closed else error
+        finally:
+            self._on_close(problem)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold KeyboardInterrupt back until the block has ended, if this is the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGINT)
+    if not callable(previous):  # ignored, or set by something that is not Python
+        yield
+        return
+    held: List[Any] = []
+    signal.signal(signal.SIGINT, lambda *args: held.append(args))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        if held:
+            previous(*held[0])

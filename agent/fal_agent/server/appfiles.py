@@ -1,0 +1,63 @@
+"""Lay out the files that travel with a call in a folder of their own.
+
+Runs in the agent. The folder is named by what it holds, so it is made once; it appears whole or not
+at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path, PurePosixPath
+from typing import Any, Callable, List, Optional, Sequence
+
+from fal_agent.errors import AppFileUploadException
+
+__all__ = ["lay_out_files"]
+
+
+def lay_out_files(root: Path, files: Sequence[List[Any]], blob_path: Callable[[str], Optional[Path]]) -> Path:
+    """Make the folder that holds `files` and give its path.
+
+    Args:
+        root: folder of all such folders.
+        files: [relative POSIX path, blob, mode] each.
+        blob_path: where a blob lies.
+
+    Raises:
+        AppFileUploadException: a path leaves the folder, or a blob is missing.
+    """
+    name = hashlib.sha256(json.dumps(sorted(files)).encode()).hexdigest()[:24]
+    folder = root / name
+    if folder.is_dir():
+        os.utime(folder)
+        return folder
+    beside = root / f".{name}-{uuid.uuid4().hex[:8]}"
+    beside.mkdir(parents=True, mode=0o700)
+    try:
+        for relative, blob, mode in files:
+            source = blob_path(blob)
+            if source is None:
+                raise AppFileUploadException(f"the content of {relative} did not arrive", relative)
+            target = beside / _safe(relative)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+            target.chmod(0o600 | (int(mode) & 0o111))
+        try:
+            beside.rename(folder)
+        except OSError:  # somebody else was quicker
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+def _safe(relative: str) -> PurePosixPath:
+    path = PurePosixPath(relative)
+    if path.is_absolute() or ".." in path.parts or "\0" in relative or not path.parts:
+        raise AppFileUploadException(f"{relative!r} leaves the folder of the app's files", relative)
+    return path

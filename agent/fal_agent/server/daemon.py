@@ -1,0 +1,286 @@
+"""Start the agent once per user and source digest, listen on its socket, and end it when idle.
+
+Runs on the host. The agent holds a lock for as long as it lives, so that of several that are started
+at once one serves and the others leave it to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional
+
+from fal_agent.errors import FalServerlessError
+from fal_agent.paths import socket_path
+from fal_agent.server.blobs import BlobStore
+from fal_agent.server.devices import Devices
+from fal_agent.server.environments.cache import EnvironmentCache
+from fal_agent.server.environments.uv import Uv
+from fal_agent.server.functions import FunctionStore
+from fal_agent.server.gpus import GpuLender
+from fal_agent.server.journal import Journal
+from fal_agent.server.machine import machine_facts, match
+from fal_agent.server.pool import Pool, WorkerKey
+from fal_agent.server.questions import Questions
+from fal_agent.server.reaper import Reaper
+from fal_agent.server.rpc import Connection
+from fal_agent.server.service import Service
+from fal_agent.server.worker import Worker
+
+__all__ = ["serve", "start"]
+
+_log = logging.getLogger(__name__)
+_HOUSEKEEPING = 60.0  # seconds between looks at what may be removed
+_LOG_LIMIT = 4 << 20
+
+
+def start(
+    root: Path, digest: str, *, idle: float, labels: List[str], timeout: float = 30.0
+) -> Dict[str, Any]:
+    """Make sure that the agent listens, and say where.
+
+    Args:
+        root: the folder of everything it keeps.
+        digest: of the sources that this very process runs.
+        idle: seconds after which an unused agent ends.
+        labels: of this machine, for `regions` and machine types.
+        timeout: seconds to wait for it.
+
+    Returns:
+        "socket": path.
+
+    Raises:
+        FalServerlessError: it did not come up; the message holds the end of its log.
+    """
+    path = socket_path(root, digest)
+    run = root / "run" / digest[:16]
+    for folder in (root, root / "run", run, path.parent):
+        _make_private(folder)
+    deadline = time.monotonic() + timeout
+    process: Optional["subprocess.Popen[bytes]"] = None
+    while not _listens(path):
+        if process is None or process.poll() is not None:
+            process = _spawn(root, digest, run, idle, labels)
+        if time.monotonic() > deadline:
+            raise FalServerlessError(
+                f"the agent did not come up within {timeout:g} s; its log ends:\n{_tail(run)}"
+            )
+        time.sleep(0.01)
+    return {"socket": str(path)}
+
+
+def _spawn(root: Path, digest: str, run: Path, idle: float, labels: List[str]) -> "subprocess.Popen[bytes]":
+    log_path = run / "agent.log"
+    if log_path.exists() and log_path.stat().st_size > _LOG_LIMIT:
+        log_path.replace(run / "agent.log.1")
+    command = [
+        sys.executable,
+        "-m",
+        "fal_agent",
+        "serve",
+        "--root",
+        str(root),
+        "--digest",
+        digest,
+        "--idle",
+        str(idle),
+    ]
+    for label in labels:
+        command += ["--label", label]
+    with log_path.open("ab") as log:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True
+        )
+
+
+def serve(root: Path, digest: str, *, idle: float, labels: List[str]) -> int:
+    """Be the agent until idle or told to end; at once if there is one already. Gives the exit status."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    os.umask(0o077)
+    run = root / "run" / digest[:16]
+    with _lock(run / "agent.lock") as locked:
+        if not locked:
+            return 0
+        path = socket_path(root, digest)
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()  # of an agent that was killed; we hold the lock, so nobody listens there
+        try:
+            asyncio.run(_Agent(root, digest, idle, labels).run(path))
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+    return 0
+
+
+class _Agent:
+    """The agent's parts put together."""
+
+    def __init__(self, root: Path, digest: str, idle: float, labels: List[str]) -> None:
+        self._root, self._idle = root, idle
+        self._run_folder = root / "run" / digest[:16]
+        self._journal = Journal(root / "journal-1.sqlite3")
+        self._blobs = BlobStore(root / "blobs")
+        self._functions = FunctionStore()
+        self._environments = EnvironmentCache(root, lambda: Uv.find(root))
+        self._reaper = Reaper()
+        self._labels = labels
+        self._facts = machine_facts(root)
+        self._idle_since = time.monotonic()
+
+    async def run(self, path: Path) -> None:
+        loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._ended.set)
+        self._reaper.start()
+        self._journal.mark_lost()
+        (self._root / "data").mkdir(mode=0o700, exist_ok=True)
+        self._pool = self._make_pool()
+        self._service = self._make_service()
+        listener = _listener(path)
+        server = await loop.create_unix_server(
+            lambda: Connection(self._service.handle, self._service.lost, self._blobs.parts_with_size),
+            sock=listener,
+        )
+        _log.info("agent %s serves at %s with Python %s", os.getpid(), path, platform.python_version())
+        try:
+            await self._keep_house()
+        finally:
+            server.close()
+            for connection in list(self._service.connections):
+                connection.close()
+            await self._end_workers()
+            self._journal.close()
+            self._reaper.close()
+        _log.info("agent %s ends", os.getpid())
+
+    def _make_pool(self) -> Pool:
+        def make_worker(key: WorkerKey) -> Worker:
+            return Worker(
+                key,
+                functions=self._functions,
+                blobs=self._blobs,
+                on_ready=lambda _worker: self._pool.serve_all(),
+                on_release=lambda worker, run: self._pool.release(worker, run),
+                on_gone=lambda worker: self._pool.worker_gone(worker),
+            )
+
+        logs = self._run_folder / "workers"
+        logs.mkdir(mode=0o700, exist_ok=True)
+        return Pool(
+            root=self._root,
+            code=Path(__file__).resolve().parents[2],
+            log_folder=logs,
+            slots=max(2, self._facts.cores),
+            devices=Devices(GpuLender()),
+            reaper=self._reaper,
+            make_worker=make_worker,
+            is_connected=lambda client: self._service.is_connected(client),
+        )
+
+    def _make_service(self) -> Service:
+        questions = Questions(
+            environments=self._environments, journal=self._journal, pool=self._pool, shut_down=self._ended.set
+        )
+        return Service(
+            root=self._root,
+            python=platform.python_version(),
+            pid=os.getpid(),
+            journal=self._journal,
+            blobs=self._blobs,
+            functions=self._functions,
+            environments=self._environments,
+            pool=self._pool,
+            questions=questions,
+            match=lambda resources: match(resources, self._facts, self._labels),
+        )
+
+    async def _keep_house(self) -> None:
+        """End idle workers, and this agent when nobody has used it for long enough."""
+        loop = asyncio.get_running_loop()
+        cleaned = time.monotonic()
+        while not self._ended.is_set():
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), 0.25)
+            now = time.monotonic()
+            self._pool.end_idle()
+            if self._service.connections or self._service.active_runs() or self._pool.workers:
+                self._idle_since = now
+            elif now - self._idle_since > self._idle:
+                return
+            if now - cleaned > _HOUSEKEEPING:
+                cleaned = now
+                await loop.run_in_executor(None, self._clean)
+
+    def _clean(self) -> None:
+        self._journal.retain()
+        self._blobs.prune({name for run in self._service.active_runs() for name in run.blobs})
+
+    async def _end_workers(self) -> None:
+        self._pool.end_all()
+        deadline = time.monotonic() + 5.0
+        while self._pool.workers and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+
+
+def _listener(path: Path) -> socket.socket:
+    """A listening socket that only this user can reach (the umask is 077)."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    path.chmod(0o600)
+    listener.listen(64)
+    listener.setblocking(False)
+    return listener
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(2.0)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[bool]:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+    finally:
+        os.close(fd)
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder that only this user can enter; refuse one that somebody else owns."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid != os.getuid():
+        raise FalServerlessError(
+            f"{folder} belongs to another user; set FAL_NOTEBOOK_HOME to a folder of yours"
+        )
+    if status.st_mode & 0o077:
+        folder.chmod(0o700)
+
+
+def _tail(run: Path) -> str:
+    try:
+        return (run / "agent.log").read_bytes()[-2048:].decode("utf-8", "replace")
+    except OSError:
+        return "(there is no log)"

@@ -1,0 +1,128 @@
+"""Answer what a notebook asks about the host, and do the little it may order.
+
+Runs in the agent. Each question is a method named `on_QUESTION`; slow ones run in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import platform
+import time
+from typing import Any, Callable, Dict, List, Optional, Set
+
+from fal_agent.errors import FalServerlessException
+from fal_agent.server.environments.cache import EnvironmentCache
+from fal_agent.server.gpus import list_gpus
+from fal_agent.server.journal import Journal
+from fal_agent.server.machine import machine_facts
+from fal_agent.server.pool import Pool
+from fal_agent.server.rpc import Connection
+from fal_agent.wire import Answer, Ask
+
+__all__ = ["Questions"]
+
+_log = logging.getLogger(__name__)
+
+
+class Questions:
+    """What a notebook may ask.
+
+    Args:
+        environments, journal, pool: where the answers are.
+        shut_down: ends the agent.
+    """
+
+    def __init__(
+        self, *, environments: EnvironmentCache, journal: Journal, pool: Pool, shut_down: Callable[[], None]
+    ) -> None:
+        self._environments, self._journal, self._pool = environments, journal, pool
+        self._shut_down = shut_down
+        self._started_at = time.time()
+        self._tasks: Set["asyncio.Task[None]"] = set()
+
+    def answer(self, connection: Connection, ask: Ask) -> None:
+        """Answer a question when its answer is there."""
+        task = asyncio.get_running_loop().create_task(self._answer(connection, ask))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, connection: Connection, ask: Ask) -> None:
+        handler = getattr(self, f"on_{ask.question}", None)
+        if handler is None:
+            known = ", ".join(sorted(name[3:] for name in dir(self) if name.startswith("on_")))
+            connection.send(
+                Answer(ask.request_id, error=f"unknown question {ask.question!r}; known are {known}")
+            )
+            return
+        try:
+            content = await handler(**ask.arguments)
+        except (OSError, FalServerlessException, TypeError, ValueError) as error:
+            _log.warning("question %s failed", ask.question, exc_info=True)
+            connection.send(Answer(ask.request_id, error=str(error)))
+            return
+        connection.send(Answer(ask.request_id, content=content))
+
+    async def on_status(self) -> Dict[str, Any]:
+        """The machine, its GPUs, and the workers on it."""
+        loop = asyncio.get_running_loop()
+        facts = await loop.run_in_executor(None, machine_facts, self._environments.root)
+        gpus = await loop.run_in_executor(None, list_gpus)
+        return {
+            "machine": _plain(facts),
+            "gpus": [_plain(gpu) for gpu in gpus],
+            "agent": {
+                "pid": os.getpid(),
+                "python": platform.python_version(),
+                "started_at": self._started_at,
+            },
+            "workers": [self._worker(worker) for worker in self._pool.workers],
+        }
+
+    async def on_environments(self) -> List[Dict[str, Any]]:
+        """The environments on the host, with their sizes."""
+        return await asyncio.get_running_loop().run_in_executor(None, self._environments.infos)
+
+    async def on_runs(self, client_id: Optional[str] = None, limit: int = 100) -> List[Dict[str, Any]]:
+        """The latest runs."""
+        self._journal.flush()
+        return [_plain(record) for record in self._journal.runs(client_id=client_id, limit=limit)]
+
+    async def on_stop(self, session: Optional[str] = None, everything: bool = False) -> Dict[str, int]:
+        """End the workers of a session, of all sessions, or all workers."""
+        ended = self._pool.end_all() if everything else self._pool.end_session(session)
+        return {"workers": ended}
+
+    async def on_prune(self, budget: int = 0) -> List[str]:
+        """Remove the environments that were not used for longest, beyond `budget` bytes."""
+        used = {worker.key.environment for worker in self._pool.workers}
+        return await asyncio.get_running_loop().run_in_executor(None, self._environments.prune, budget, used)
+
+    async def on_shutdown(self) -> bool:
+        """End every worker, then the agent."""
+        self._pool.end_all()
+        asyncio.get_running_loop().call_later(0.2, self._shut_down)
+        return True
+
+    def _worker(self, worker: Any) -> Dict[str, Any]:
+        return {
+            "pid": worker.pid,
+            "environment": worker.key.environment,
+            "sessions": list(worker.sessions),
+            "devices": worker.devices,
+            "runs": [{"run_id": run.run_id, "label": run.call.label} for run in worker.runs.values()],
+            "idle_seconds": None if worker.runs else time.monotonic() - worker.idle_since,
+            "keep_alive": worker.keep_alive,
+        }
+
+
+def _plain(value: Any) -> Any:
+    """JSON types of dataclasses and named tuples, nested ones too."""
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -1,0 +1,140 @@
+"""One notebook's connection to the agent: frames in, frames out, blobs between them.
+
+Runs in the agent, on its event loop. Events of one run leave in order; those of other runs may pass
+while a large one is on its way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import Callable, Deque, Dict, Iterator, List, Optional, Sequence, Set, Tuple, cast
+
+from fal_agent.errors import FalServerlessException, ProtocolError
+from fal_agent.framing import Buffer, FrameDecoder
+from fal_agent.wire import PART_SIZE, BlobPart, Message, decode, encode
+
+__all__ = ["Connection"]
+
+_log = logging.getLogger(__name__)
+
+ReadParts = Callable[[str, int], Iterator[Tuple[int, int, bytes]]]  # blob, part size -> offset, size, data
+
+
+class Connection(asyncio.Protocol):
+    """A connected notebook.
+
+    Args:
+        on_message: called with every message and its raw buffers.
+        on_lost: called once when the connection is gone.
+        read_parts: gives the pieces of a blob.
+
+    Attributes:
+        client_id: who is calling, once it has said so.
+        shares_files: the client reads and writes the blobs' files itself, being on this machine.
+    """
+
+    def __init__(
+        self,
+        on_message: Callable[["Connection", Message, List[bytes]], None],
+        on_lost: Callable[["Connection"], None],
+        read_parts: ReadParts,
+    ) -> None:
+        self._on_message, self._on_lost, self._read_parts = on_message, on_lost, read_parts
+        self._decoder = FrameDecoder()
+        self._transport: Optional[asyncio.Transport] = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._queues: Dict[str, Deque[Tuple[bytes, Sequence[str]]]] = {}
+        self._tasks: Set["asyncio.Task[None]"] = set()
+        self.client_id = ""
+        self.part_size = PART_SIZE
+        self.shares_files = False
+
+    # ------------------------------------------------------------ what asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=1 << 20)
+
+    def data_received(self, data: bytes) -> None:
+        """Hand on the messages that the bytes complete; nonsense ends the connection."""
+        try:
+            for frame in self._decoder.feed(data):
+                self._on_message(self, decode(frame), frame.buffers)
+        except ProtocolError as error:
+            _log.warning("closing a connection: %s", error)
+            self.close()
+
+    def pause_writing(self) -> None:
+        """The client reads slowly."""
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        """The client caught up."""
+        self._writable.set()
+
+    def connection_lost(self, exc: Optional[Exception]) -> None:
+        """Stop sending."""
+        if exc is not None:
+            _log.info("connection of %s lost: %s", self.client_id, exc)
+        self._transport = None
+        self._writable.set()
+        for task in self._tasks:
+            task.cancel()
+        self._on_lost(self)
+
+    # ------------------------------------------------------------ what the agent calls
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something sent can still arrive."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    def send(self, message: Message, buffers: Sequence[Buffer] = ()) -> None:
+        """Send a message at once."""
+        if self._transport is not None:
+            self._transport.write(encode(message, buffers))
+
+    def deliver(self, run_id: str, frame: bytes, blobs: Sequence[str]) -> None:
+        """Send an event of a run, its blobs before it, after the run's earlier events."""
+        queue = self._queues.get(run_id)
+        if queue is not None:
+            queue.append((frame, blobs))
+        elif blobs and not self.shares_files:
+            self._queues[run_id] = deque([(frame, blobs)])
+            task = asyncio.get_running_loop().create_task(self._drain(run_id))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        elif self._transport is not None:
+            self._transport.write(frame)
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._transport is not None:
+            self._transport.close()
+
+    async def _drain(self, run_id: str) -> None:
+        queue = self._queues[run_id]
+        try:
+            while queue and self._transport is not None:
+                frame, blobs = queue.popleft()
+                for blob in () if self.shares_files else blobs:
+                    await self._send_blob(blob)
+                if self._transport is not None:
+                    self._transport.write(frame)
+        except (OSError, FalServerlessException):
+            _log.exception("a result of run %s cannot be sent", run_id)
+            self.close()
+        finally:
+            del self._queues[run_id]
+
+    async def _send_blob(self, name: str) -> None:
+        for offset, size, data in self._read_parts(name, self.part_size):
+            await self._writable.wait()
+            if self._transport is None:
+                return
+            self._transport.write(encode(BlobPart(blob=name, offset=offset, size=size), [data]))
+            await asyncio.sleep(0)

@@ -1,0 +1,124 @@
+"""One run as the agent keeps it: its events numbered, journaled and sent on.
+
+Runs in the agent, on its event loop. An event is put in the journal before it is sent, and a run
+whose notebook is away goes on: the agent acknowledges in the notebook's stead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set
+
+from fal_agent.framing import Buffer, encode_frame
+from fal_agent.server.environments.cache import Environment
+from fal_agent.server.journal import Journal
+from fal_agent.server.machine import Match
+from fal_agent.server.rpc import Connection
+from fal_agent.wire import Ack, Call, Event, Failure, Log, Result, Stage
+
+__all__ = ["FINISHED", "Run"]
+
+FINISHED = frozenset({"done", "failed", "cancelled", "lost", "lease"})
+_STATES = {"cancelled": "cancelled", "interrupted": "cancelled", "lost": "lost", "lease": "lease"}
+
+
+class Run:
+    """A call in flight.
+
+    Attributes:
+        run_id: the client's name for it.
+        call: what was asked.
+        buffers: raw buffers of the submit; let go when the call has been handed to a worker.
+        client_id: whose run it is.
+        state: "building", "queued", "running", or one of `FINISHED`.
+        worker: the process that runs it (`fal_agent.server.pool.Worker`).
+        timers: what must be cancelled when it ends.
+    """
+
+    def __init__(
+        self, run_id: str, call: Call, buffers: List[bytes], connection: Connection, journal: Journal
+    ) -> None:
+        self.run_id, self.call, self.buffers = run_id, call, buffers
+        self.client_id = connection.client_id
+        self.connection: Optional[Connection] = connection
+        self.state = "building"
+        self.match: Optional[Match] = None
+        self.environment: Optional[Environment] = None
+        self.worker: Any = None
+        self.queued_at = time.monotonic()
+        self.told_to_wait = False
+        self.ended_by: Optional[Failure] = None  # what an interrupt or a kill on our part will be reported as
+        self.timers: Dict[str, asyncio.TimerHandle] = {}
+        self.on_finish: List[Callable[["Run"], None]] = []
+        self._journal = journal
+        self._seq = 0
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its last event has been made."""
+        return self.state in FINISHED
+
+    @property
+    def blobs(self) -> Set[str]:
+        """Names of the blobs that the call's data needs."""
+        refs = [
+            *self.call.arguments,
+            *(self.call.function_data or []),
+            *(item[1] for item in self.call.files),
+        ]
+        return {ref for ref in refs if isinstance(ref, str)}
+
+    def emit(self, event: Event, buffers: Sequence[Buffer] = ()) -> None:
+        """Number an event, journal it, and send it on."""
+        if self.is_finished:
+            return
+        self._seq += 1
+        frame = encode_frame({"type": event.type, **vars(event), "seq": self._seq}, buffers)
+        blobs = [ref for ref in getattr(event, "data", ()) if isinstance(ref, str)]
+        self._journal.append(self.run_id, self._seq, frame, blobs)
+        if self.connection is not None:
+            self.connection.deliver(self.run_id, frame, blobs)
+        elif event.cost:
+            self._acknowledge(event.cost)
+        if isinstance(event, (Result, Failure)):
+            self._finish(event)
+
+    def stage(self, phase: str, text: str = "") -> None:
+        """Say that the run entered a phase."""
+        self.emit(Stage(self.run_id, phase, text, sent_at=time.time()))
+
+    def builder_log(self, text: str) -> None:
+        """Pass on what uv says."""
+        self.emit(
+            Log(self.run_id, "stderr", "builder", sent_at=time.time()), [text.encode("utf-8", "replace")]
+        )
+
+    def fail(self, kind: str, message: str, **detail: Any) -> None:
+        """End the run with a failure that is not the user's code's."""
+        self.emit(Failure(self.run_id, kind, message, detail=detail, sent_at=time.time()))
+
+    def set_state(self, state: str) -> None:
+        """Enter a state that is not final."""
+        self.state = state
+        self._journal.set_state(self.run_id, state)
+
+    def detach(self) -> None:
+        """The notebook is away: acknowledge in its stead from here on."""
+        self.connection = None
+        self._acknowledge(1 << 40)
+
+    def _acknowledge(self, credit: int) -> None:
+        if self.worker is not None:
+            self.worker.send(Ack(self.run_id, self._seq, credit))
+
+    def _finish(self, event: Event) -> None:
+        self.state = "done" if isinstance(event, Result) else _STATES.get(event.kind, "failed")  # type: ignore[union-attr]
+        error = event.message if isinstance(event, Failure) else None
+        self._journal.set_state(self.run_id, self.state, error=error)
+        for timer in self.timers.values():
+            timer.cancel()
+        self.timers.clear()
+        self.buffers = []
+        for callback in self.on_finish:
+            callback(self)

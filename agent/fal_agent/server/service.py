@@ -1,0 +1,318 @@
+"""What the agent does with each message of a notebook.
+
+Runs in the agent, on its event loop. It never opens the data of a call; it checks what a call asks
+for, sees to its environment and files, hands it to the pool, and answers questions about the host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import logging
+import threading
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Callable, Deque, Dict, List, Optional
+
+from fal_agent.errors import EnvironmentBuildError, FalServerlessException, RequirementError, ResourceError
+from fal_agent.framing import FrameDecoder
+from fal_agent.server.appfiles import lay_out_files
+from fal_agent.server.blobs import BlobStore
+from fal_agent.server.environments.cache import Environment, EnvironmentCache
+from fal_agent.server.functions import FunctionStore, extract
+from fal_agent.server.journal import Journal
+from fal_agent.server.pool import Pool
+from fal_agent.server.questions import Questions
+from fal_agent.server.rpc import Connection
+from fal_agent.server.runs import Run
+from fal_agent.wire import (
+    Ack, Ask, BlobPart, Cancel, Failure, Hello, Interrupt, Kill, Message, Need, Ping, Pong, Submit, Welcome,
+)  # fmt: skip
+
+__all__ = ["Service"]
+
+_log = logging.getLogger(__name__)
+_BUILDERS = 4  # environments that may be built at the same time
+_KEPT_RUNS = 500  # finished runs that are remembered besides the journal
+
+
+class Service:
+    """The agent's behaviour.
+
+    Args:
+        root: folder of everything it keeps.
+        python: its own version, "X.Y.Z".
+        pid: its process.
+        journal, blobs, functions, environments, pool: its parts.
+        questions: answers what a notebook asks about the host.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: Path,
+        python: str,
+        pid: int,
+        journal: Journal,
+        blobs: BlobStore,
+        functions: FunctionStore,
+        environments: EnvironmentCache,
+        pool: Pool,
+        questions: Questions,
+        match: Callable[[Any], Any],
+    ) -> None:
+        self._root = root
+        self._welcome = Welcome(pid=pid, python=python, root=str(root))
+        self._journal, self._blobs, self._functions = journal, blobs, functions
+        self._environments, self._pool, self._questions, self._match = environments, pool, questions, match
+        self._builders = ThreadPoolExecutor(_BUILDERS, thread_name_prefix="fal-build")
+        self._known_environments: Dict[str, Environment] = {}
+        self._building: Dict[str, threading.Event] = {}
+        self._leases: Dict[str, asyncio.TimerHandle] = {}
+        self._refusals: Dict[str, str] = {}  # blobs that could not be kept, and why
+        self._finished: Deque[str] = deque()
+        self._handlers: Dict[type, Callable[[Connection, Any, List[bytes]], None]] = {
+            Hello: self._hello,
+            Submit: self._submit,
+            BlobPart: self._blob_part,
+            Ack: self._ack,
+            Interrupt: self._interrupt,
+            Cancel: self._cancel,
+            Kill: self._kill,
+            Ask: self._ask,
+            Ping: self._ping,
+        }
+        self.connections: List[Connection] = []
+        self.runs: Dict[str, Run] = {}
+
+    # ------------------------------------------------------------ connections
+
+    def handle(self, connection: Connection, message: Message, buffers: List[bytes]) -> None:
+        """Act on a message; one that makes no sense here ends the connection."""
+        handler = self._handlers.get(type(message))
+        if handler is None or (not connection.client_id and not isinstance(message, (Hello, Ping))):
+            _log.warning("closing a connection that sent %s out of turn", type(message).__name__)
+            connection.close()
+            return
+        handler(connection, message, buffers)
+
+    def lost(self, connection: Connection) -> None:
+        """A notebook went away: its runs go on for their leases."""
+        if connection not in self.connections:
+            return
+        self.connections.remove(connection)
+        self._blobs.abandon(str(id(connection)))
+        for run in self.active_runs():
+            if run.connection is connection:
+                run.detach()
+                self._begin_lease(run)
+
+    def is_connected(self, client_id: str) -> bool:
+        """Whether a notebook with this id is connected."""
+        return any(connection.client_id == client_id for connection in self.connections)
+
+    def active_runs(self) -> List[Run]:
+        """Runs that have not ended."""
+        return [run for run in self.runs.values() if not run.is_finished]
+
+    def _hello(self, connection: Connection, message: Hello, _buffers: List[bytes]) -> None:
+        connection.client_id = message.client_id
+        connection.part_size = max(1024, message.part_size)
+        connection.shares_files = message.shares_files
+        self.connections.append(connection)
+        connection.send(self._welcome)
+
+    def _ping(self, connection: Connection, message: Ping, _buffers: List[bytes]) -> None:
+        connection.send(Pong(message.number))
+
+    def _ask(self, connection: Connection, message: Ask, _buffers: List[bytes]) -> None:
+        self._questions.answer(connection, message)
+
+    def _blob_part(self, connection: Connection, message: BlobPart, buffers: List[bytes]) -> None:
+        data = buffers[0] if buffers else b""
+        try:
+            self._blobs.write(message.blob, message.offset, message.size, data, writer=str(id(connection)))
+        except (OSError, ResourceError) as error:
+            # The submit that names the blob will find it missing, and say why.
+            _log.warning("blob %s cannot be kept: %s", message.blob, error)
+            self._refusals[message.blob] = f"data of {message.size} bytes cannot be kept on the host: {error}"
+
+    # ------------------------------------------------------------ calls
+
+    def _submit(self, connection: Connection, message: Submit, buffers: List[bytes]) -> None:
+        known = self.runs.get(message.run_id)
+        if known is not None:
+            self._attach(known, connection)
+            return
+        call = message.call
+        if call.function is not None and call.function_data is not None:
+            self._functions.put(call.function, call.function_data, buffers)
+        arguments, own = extract(call.arguments, buffers)
+        call = dataclasses.replace(call, arguments=arguments, function_data=None)
+        run = Run(message.run_id, call, own, connection, self._journal)
+        missing = sorted(name for name in run.blobs if not self._blobs.has(name))
+        if call.function is not None and call.function not in self._functions:
+            missing.append(call.function)
+        refused = [self._refusals.pop(name) for name in missing if name in self._refusals]
+        if missing and not refused:
+            connection.send(Need(message.run_id, missing))
+            return
+        if not self._journal.add_run(
+            message.run_id, client_id=run.client_id, label=call.label, kind=call.kind,
+            environment=json.dumps(call.environment.layers),
+        ):  # fmt: skip
+            self._replay(message.run_id, connection)
+            return
+        self.runs[run.run_id] = run
+        run.on_finish.append(self._run_finished)
+        if refused:
+            run.fail("resources", refused[0])
+            return
+        self._prepare(run)
+
+    def _attach(self, run: Run, connection: Connection) -> None:
+        """A submit sent again: show all its events, and those to come."""
+        lease = self._leases.pop(run.run_id, None)
+        if lease is not None:
+            lease.cancel()
+        self._replay(run.run_id, connection)
+        if not run.is_finished:
+            run.connection = connection
+
+    def _replay(self, run_id: str, connection: Connection) -> None:
+        self._journal.flush()
+        for data in self._journal.events(run_id):
+            (frame,) = FrameDecoder().feed(data)
+            blobs = [ref for ref in frame.header.get("data", ()) if isinstance(ref, str)]
+            connection.deliver(run_id, data, blobs)
+
+    def _prepare(self, run: Run) -> None:
+        """Find what the run needs; most of the time all of it is there."""
+        try:
+            run.match = self._match(run.call.resources)
+        except ResourceError as error:
+            run.fail("resources", str(error))
+            return
+        spec = run.call.environment
+        key = json.dumps([spec.python, spec.layers, spec.compile_bytecode])
+        environment = None if spec.force else self._known_environments.get(key)
+        if environment is not None and not run.call.files and environment.python.exists():
+            run.environment = environment
+            self._ready(run)
+            return
+        cancelled = self._building[run.run_id] = threading.Event()
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._builders, self._build, run, cancelled, loop)
+        future.add_done_callback(lambda done: self._built(run, key, done))
+
+    def _build(self, run: Run, cancelled: threading.Event, loop: asyncio.AbstractEventLoop) -> Environment:
+        """Build the environment and lay out app files; runs in a thread."""
+        spec = run.call.environment
+        environment = None if spec.force else self._environments.find(spec)
+        if environment is None:
+            environment = self._environments.build(
+                spec,
+                stage=lambda phase, text: _tell(loop, run.stage, phase, text),
+                log=lambda text: _tell(loop, run.builder_log, text),
+                cancelled=cancelled,
+            )
+        self._environments.touch(environment)
+        if run.call.files:
+            folder = lay_out_files(self._root / "files", run.call.files, self._blobs.path)
+            run.call = dataclasses.replace(run.call, folder=str(folder))
+        return environment
+
+    def _built(self, run: Run, key: str, done: "asyncio.Future[Environment]") -> None:
+        self._building.pop(run.run_id, None)
+        if run.is_finished:
+            return
+        error = done.exception()
+        if error is None:
+            run.environment = self._known_environments[key] = done.result()
+            self._ready(run)
+        elif isinstance(error, EnvironmentBuildError):
+            run.fail("environment", str(error), log=error.log)
+        elif isinstance(error, RequirementError):
+            run.fail("requirement", str(error))
+        elif isinstance(error, (OSError, FalServerlessException)):
+            run.fail("environment", f"the environment could not be built: {error}")
+        else:
+            _log.error("a build failed", exc_info=error)
+            run.fail(
+                "agent",
+                f"the agent failed while building the environment: {error!r}; its log has the details",
+            )
+
+    def _ready(self, run: Run) -> None:
+        if run.call.fresh and run.call.session is not None:
+            self._pool.end_session(run.call.session)
+        self._pool.enqueue(run)
+
+    def _run_finished(self, run: Run) -> None:
+        lease = self._leases.pop(run.run_id, None)
+        if lease is not None:
+            lease.cancel()
+        self._finished.append(run.run_id)
+        if len(self._finished) > _KEPT_RUNS:
+            del self.runs[self._finished.popleft()]
+
+    # ------------------------------------------------------------ calls in progress
+
+    def _ack(self, _connection: Connection, message: Ack, _buffers: List[bytes]) -> None:
+        run = self.runs.get(message.run_id)
+        if run is not None and run.worker is not None and not run.is_finished:
+            run.worker.send(message)
+
+    def _interrupt(self, _connection: Connection, message: Interrupt, _buffers: List[bytes]) -> None:
+        run = self.runs.get(message.run_id)
+        if run is None or run.is_finished:
+            return
+        if run.worker is not None:
+            run.worker.interrupt(run)
+        else:
+            self._withdraw(run, Failure(run.run_id, "interrupted", "KeyboardInterrupt", sent_at=time.time()))
+
+    def _cancel(self, _connection: Connection, message: Cancel, _buffers: List[bytes]) -> None:
+        run = self.runs.get(message.run_id)
+        if run is not None and not run.is_finished:
+            self._stop(run, "cancelled", f"{run.call.label} was cancelled")
+
+    def _kill(self, _connection: Connection, message: Kill, _buffers: List[bytes]) -> None:
+        run = self.runs.get(message.run_id)
+        if run is None or run.is_finished:
+            return
+        failure = Failure(run.run_id, "cancelled", f"{run.call.label} was killed, and its worker with it",
+                          sent_at=time.time())  # fmt: skip
+        if run.worker is not None:
+            run.worker.kill_run(run, failure)
+        else:
+            self._withdraw(run, failure)
+
+    def _begin_lease(self, run: Run) -> None:
+        seconds = max(0.0, run.call.lease)
+        message = f"the lease of {seconds:g} s ended with no notebook connected"
+        self._leases[run.run_id] = asyncio.get_running_loop().call_later(
+            seconds, self._stop, run, "lease", message
+        )
+
+    def _stop(self, run: Run, kind: str, message: str) -> None:
+        failure = Failure(run.run_id, kind, message, sent_at=time.time())
+        if run.worker is not None:
+            run.worker.end_run(run, failure)
+        else:
+            self._withdraw(run, failure)
+
+    def _withdraw(self, run: Run, failure: Failure) -> None:
+        """End a run that no worker has."""
+        building: Optional[threading.Event] = self._building.get(run.run_id)
+        if building is not None:
+            building.set()
+        self._pool.forget(run)
+        run.emit(failure)
+
+
+def _tell(loop: asyncio.AbstractEventLoop, tell: Callable[..., None], *arguments: str) -> None:
+    loop.call_soon_threadsafe(tell, *arguments)

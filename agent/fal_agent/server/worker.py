@@ -1,0 +1,280 @@
+"""One worker as the agent sees it: the runs it has, what it knows, and how it ends.
+
+Runs in the agent, on its event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence, Set
+
+from fal_agent.framing import Buffer
+from fal_agent.server.blobs import BlobStore
+from fal_agent.server.functions import FunctionStore
+from fal_agent.server.process import WorkerProcess, describe_exit, oom_kills
+from fal_agent.server.runs import Run
+from fal_agent.wire import (
+    Clear,
+    Display,
+    Execute,
+    Failure,
+    Interrupt,
+    Item,
+    Log,
+    Message,
+    Progress,
+    Ready,
+    Result,
+)
+
+if TYPE_CHECKING:
+    from fal_agent.server.pool import WorkerKey
+
+__all__ = ["Worker"]
+
+_log = logging.getLogger(__name__)
+_INTERRUPT_GRACE = 5.0  # seconds that a call whose time is over has to react to its interrupt
+_END_GRACE = 2.0  # seconds between asking a worker to end and making it
+_EVENTS = (Log, Display, Clear, Progress, Item, Result, Failure)
+
+
+class Worker:
+    """A worker process and its runs.
+
+    Args:
+        key: what kind of worker it is.
+        functions: data of functions by digest.
+        blobs: the host's blobs.
+        on_ready: called when the process can take runs.
+        on_release: called when a run has left this worker.
+        on_gone: called when the process has ended.
+
+    Attributes:
+        runs: in progress, by id.
+        sessions: that live here, with the client of each.
+        devices: GPUs lent to it; None when it asked for none.
+        keep_alive: seconds it may be idle.
+        keep_at_least: workers of this kind that `min_concurrency` keeps for the client `kept_for`.
+    """
+
+    def __init__(
+        self,
+        key: "WorkerKey",
+        *,
+        functions: FunctionStore,
+        blobs: BlobStore,
+        on_ready: Callable[["Worker"], None],
+        on_release: Callable[["Worker", Run], None],
+        on_gone: Callable[["Worker"], None],
+    ) -> None:
+        self.key = key
+        self._functions, self._blobs = functions, blobs
+        self._on_ready, self._on_release, self._on_gone = on_ready, on_release, on_gone
+        self.process: Optional[WorkerProcess] = None
+        self.runs: Dict[str, Run] = {}
+        self.sessions: Dict[str, str] = {}
+        self.devices: Optional[List[int]] = None
+        self.keep_alive = 0.0
+        self.keep_at_least = 0
+        self.kept_for = ""
+        self.idle_since = self.started_at = time.monotonic()
+        self.is_ready = False
+        self.is_ending = False
+        self.start_problem = ""
+        self.exit_status: Optional[int] = None
+        self._python = ""
+        self._known: Set[str] = set()
+        self._oom_kills = oom_kills()
+        self._startup_timer: Optional[asyncio.TimerHandle] = None
+
+    @property
+    def pid(self) -> int:
+        """Of the process; 0 before it runs."""
+        return self.process.pid if self.process is not None else 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether calls run here that others must make room for; cells never stand in a function's way."""
+        return any(run.call.kind != "cell" for run in self.runs.values())
+
+    def accepts(self, run: Run) -> bool:
+        """Whether the run could begin here at once."""
+        if not self.is_ready or self.is_ending:
+            return False
+        if not self.runs:
+            return True
+        room = run.call.scaling.max_multiplexing
+        return (
+            run.call.kind != "cell"
+            and len(self.runs) < room
+            and all(other.call.scaling.max_multiplexing > 1 for other in self.runs.values())
+        )
+
+    def execute(self, run: Run) -> None:
+        """Let a run begin."""
+        call, digest = run.call, run.call.function
+        mismatch = _version_mismatch(call.client, self._python)
+        if mismatch:
+            run.fail("python", mismatch)
+            self._on_release(self, run)
+            return
+        function_data, buffers = None, list(run.buffers)
+        if digest is not None and digest not in self._known:
+            function_data, function_buffers = self._functions.data(digest, offset=len(buffers))
+            buffers += function_buffers
+            self._known.add(digest)
+        self._adopt_settings(run)
+        run.worker = self
+        self.runs[run.run_id] = run
+        run.set_state("running")
+        names = [ref for ref in (*call.arguments, *(function_data or ())) if isinstance(ref, str)]
+        request = Execute(
+            run_id=run.run_id,
+            kind=call.kind,
+            label=call.label,
+            function=digest,
+            arguments=call.arguments,
+            function_data=function_data,
+            session=call.session,
+            blobs={name: str(self._blobs.path(name)) for name in names},
+            outbox=str(self._blobs.outbox(str(self.pid))),
+            multiplexing=call.scaling.max_multiplexing,
+            folder=call.folder,
+            fresh=call.fresh,
+            reusable=call.reusable,
+        )
+        self.send(request, buffers)
+        run.buffers = []
+        if call.timeout is not None:
+            loop = asyncio.get_running_loop()
+            run.timers["timeout"] = loop.call_later(call.timeout, self._time_out, run)
+
+    def send(self, message: Message, buffers: Sequence[Buffer] = ()) -> None:
+        """Send a message to the process."""
+        if self.process is not None:
+            self.process.send(message, buffers)
+
+    # ------------------------------------------------------------ ends
+
+    def interrupt(self, run: Run) -> None:
+        """Raise KeyboardInterrupt in one of the runs."""
+        self.send(Interrupt(run.run_id))
+
+    def end_run(self, run: Run, failure: Failure) -> None:
+        """Interrupt a run, and kill the worker if it does not react; it is reported as `failure`."""
+        run.ended_by = failure
+        self.interrupt(run)
+        loop = asyncio.get_running_loop()
+        run.timers["grace"] = loop.call_later(_INTERRUPT_GRACE, self.end, 0.0)
+
+    def kill_run(self, run: Run, failure: Failure) -> None:
+        """End the worker because of a run, which is reported as `failure`."""
+        run.ended_by = failure
+        self.end(0.0)
+
+    def end(self, grace: float = _END_GRACE) -> None:
+        """Make the process end; what it runs is reported as lost."""
+        self.is_ending = True
+        if self.process is not None and self.process.pid:
+            self.process.end(grace)
+
+    def watch_startup(self, timeout: float) -> None:
+        """End the process if it does not report within `timeout` seconds."""
+        self._startup_timer = asyncio.get_running_loop().call_later(timeout, self._startup_expired, timeout)
+
+    def startup_failure(self) -> str:
+        """Say why the process never became ready."""
+        words = self.process.last_words() if self.process is not None else ""
+        problem = self.start_problem or f"the worker {describe_exit(self.exit_status)} before it was ready"
+        return f"{problem}{chr(10) + words if words else ''}"
+
+    # ------------------------------------------------------------ what the process says
+
+    def on_message(self, message: Message, buffers: List[bytes]) -> None:
+        """Take a message of the process."""
+        if isinstance(message, Ready):
+            self._python, self.is_ready = message.python, True
+            self.idle_since = time.monotonic()
+            if self._startup_timer is not None:
+                self._startup_timer.cancel()
+            self._on_ready(self)
+        elif isinstance(message, _EVENTS):
+            run = self.runs.get(message.run_id)
+            if run is not None:
+                self._pass_on(run, message, buffers)
+
+    def on_exit(self, status: Optional[int]) -> None:
+        """The process has ended."""
+        self.exit_status, self.is_ending = status, True
+        if self._startup_timer is not None:
+            self._startup_timer.cancel()
+        for run in list(self.runs.values()):
+            if run.ended_by is not None:
+                run.emit(run.ended_by)
+            else:
+                run.fail("lost", self._obituary(status), exit_status=status, log=self.process_log())
+        self._on_gone(self)
+
+    def process_log(self) -> str:
+        """The end of the worker's own log."""
+        return self.process.last_words() if self.process is not None else ""
+
+    def _pass_on(self, run: Run, event: Message, buffers: List[bytes]) -> None:
+        data = getattr(event, "data", ())
+        if any(isinstance(ref, str) for ref in data):
+            outbox = self._blobs.outbox(str(self.pid))
+            refs = [
+                self._blobs.adopt(outbox / Path(ref).name) if isinstance(ref, str) else ref for ref in data
+            ]
+            event = dataclasses.replace(event, data=refs)  # type: ignore[type-var]
+        if isinstance(event, Failure) and run.ended_by is not None:
+            event, buffers = run.ended_by, []
+        run.emit(event, buffers)  # type: ignore[arg-type]
+        if isinstance(event, (Result, Failure)):
+            self._on_release(self, run)
+
+    def _adopt_settings(self, run: Run) -> None:
+        scaling = run.call.scaling
+        self.keep_alive = scaling.keep_alive
+        if run.call.session is not None:
+            self.sessions[run.call.session] = run.client_id
+        if scaling.min_concurrency:
+            self.keep_at_least, self.kept_for = scaling.min_concurrency, run.client_id
+
+    def _time_out(self, run: Run) -> None:
+        seconds = run.call.timeout or 0.0
+        message = f"{run.call.label} ran longer than its timeout of {seconds:g} s and was stopped"
+        self.end_run(
+            run, Failure(run.run_id, "timeout", message, detail={"seconds": seconds}, sent_at=time.time())
+        )
+
+    def _startup_expired(self, timeout: float) -> None:
+        self.start_problem = f"the worker was not ready after {timeout:g} s (startup_timeout)"
+        self.end(0.0)
+
+    def _obituary(self, status: Optional[int]) -> str:
+        text = f"the worker process {describe_exit(status)}"
+        if status == -9:
+            known = "the machine ran out of memory" if oom_kills() > self._oom_kills else (
+                "most likely the machine ran out of memory"
+            )  # fmt: skip
+            return f"{text}: {known}. Use less memory, or a bigger machine_type"
+        if status == -11:
+            return f"{text}: C code in one of the packages crashed"
+        return f"{text} while the call ran"
+
+
+def _version_mismatch(client: str, worker: str) -> str:
+    """Say that two Pythons cannot exchange code, if so; empty when they can."""
+    ours, theirs = client.split(".")[:2], worker.split(".")[:2]
+    if not client or ours == theirs:
+        return ""
+    return (
+        f"the notebook runs Python {'.'.join(ours)} and the environment Python {'.'.join(theirs)}; code travels only "
+        f"between equal minor versions. Leave python_version out, or start the notebook with "
+        f"Python {'.'.join(theirs)}"
+    )

@@ -1,0 +1,67 @@
+"""Start a worker: `python -m fal_agent.worker DESCRIPTOR`, the descriptor being a socket to the agent.
+
+The worker lives as long as that connection: when the agent is gone it ends itself at once, whatever
+the user's code does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import signal
+import socket
+import sys
+from typing import List, Optional
+
+from fal_agent.duplex import Duplex
+from fal_agent.wire import Ack, Execute, Interrupt, Message, Ready
+from fal_agent.worker.capture import Capture
+from fal_agent.worker.executor import Executor
+
+__all__ = ["main"]
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(descriptor: int) -> None:
+    """Serve calls until the connection ends."""
+    _die_with_the_agent()
+    connection = socket.socket(fileno=descriptor)
+    connection.set_inheritable(False)
+    os.register_at_fork(after_in_child=connection.detach)
+    log_fd = os.dup(2)
+    os.set_inheritable(log_fd, False)
+    capture = Capture(log_fd)
+    capture.install()
+    executor = Executor(capture)
+
+    def on_message(message: Message, buffers: List[bytes]) -> None:
+        if isinstance(message, Execute):
+            executor.accept(message, buffers)
+        elif isinstance(message, Ack):
+            executor.acknowledge(message.run_id, message.credit)
+        elif isinstance(message, Interrupt):
+            executor.interrupt(message.run_id)
+
+    def on_close(problem: Optional[Exception]) -> None:
+        if problem is not None:
+            os.write(log_fd, f"the connection to the agent broke: {problem}\n".encode())
+        os._exit(0)  # the agent is gone or wants this worker gone; the user's code has no say
+
+    executor.duplex = Duplex(connection, on_message, on_close, name="fal-connection")
+    executor.duplex.start()
+    executor.duplex.send(Ready(pid=os.getpid(), python=platform.python_version()))
+    executor.run_forever()
+
+
+def _die_with_the_agent() -> None:
+    """Ask Linux to kill this process when the agent dies, even while C code holds the interpreter."""
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    except (OSError, AttributeError):  # not Linux: the end of the connection does it
+        return
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,307 @@
+"""Catch everything the user's code prints, at file-descriptor level, and give it to the right call.
+
+Runs in a worker. Descriptors 1 and 2 are pipes that one thread reads, so C code and subprocesses are
+heard; `sys.stdout` and `sys.stderr` go to the call of the context they are used in. Text written by
+Python first takes along what the pipes hold, so the order of lines is the order of writing.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import contextvars
+import ctypes
+import io
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from typing import Any, Callable, Dict, List, Optional
+
+from fal_agent.worker.context import CURRENT_CALL, CallContext
+
+__all__ = ["Capture"]
+
+_READ_SIZE = 64 << 10
+_FLUSH_AFTER = 0.02  # seconds that text may gather
+
+
+class Capture:
+    """The process's standard streams, divided among its calls. There is one per worker.
+
+    Args:
+        log_fd: descriptor for text that belongs to no call.
+    """
+
+    def __init__(self, log_fd: int) -> None:
+        self._log_fd = log_fd
+        self._calls: Dict[str, CallContext] = {}
+        self._pipes = _PipePair(self._youngest_call)
+        self._private: Dict[str, _PipePair] = {}  # of calls that share the process
+        self._wake = threading.Event()
+        self._libc: Optional[ctypes.CDLL] = None
+
+    def install(self) -> None:
+        """Take over the standard streams of this process."""
+        self._libc = _load_libc()
+        for fd, pipe in enumerate(self._pipes.pipes, start=1):
+            os.dup2(pipe.write_fd, fd)
+            os.close(pipe.write_fd)
+            pipe.write_fd = fd
+        sys.stdout = sys.__stdout__ = CallStream(self, "stdout", 1)  # type: ignore[assignment, misc]
+        sys.stderr = sys.__stderr__ = CallStream(self, "stderr", 2)  # type: ignore[assignment, misc]
+        os.register_at_fork(after_in_child=_use_plain_streams)
+        threading.Thread.start = _starting_in_context(threading.Thread.start)  # type: ignore[method-assign]
+        subprocess.Popen.__init__ = self._popen_with_own_pipes(subprocess.Popen.__init__)  # type: ignore[method-assign]
+        threading.Thread(target=self._read_pipes, name="fal-capture", daemon=True).start()
+        threading.Thread(target=self._flush_regularly, name="fal-flush", daemon=True).start()
+
+    def begin(self, call: CallContext, *, shared: bool) -> None:
+        """A call starts; `shared` says that others may run in this process at the same time."""
+        if shared:
+            self._private[call.run_id] = _PipePair(lambda: call)
+        self._calls[call.run_id] = call
+
+    def end(self, call: CallContext) -> None:
+        """A call is over: everything it wrote until now is handed to it before this returns."""
+        self._flush_c_streams()
+        own = self._private.pop(call.run_id, None)
+        if own is not None:
+            own.drain(wait=True)
+            own.close()
+        self._log(self._pipes.drain(wait=True))
+        self._calls.pop(call.run_id, None)
+
+    def write(self, stream: str, text: str) -> None:
+        """Take text that Python code wrote."""
+        call = self.current_call()
+        if call is None:
+            self._log(text)
+            return
+        self._log(self._private.get(call.run_id, self._pipes).drain(wait=False))
+        call.write(stream, text)
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def current_call(self) -> Optional[CallContext]:
+        """The call of this context; where there is none (threads of C code) the youngest that runs."""
+        call = CURRENT_CALL.get()
+        return call if call is not None and not call.is_over else self._youngest_call()
+
+    def _youngest_call(self) -> Optional[CallContext]:
+        calls = list(self._calls.values())
+        return calls[-1] if calls else None
+
+    def _read_pipes(self) -> None:
+        while True:
+            pairs = [self._pipes, *list(self._private.values())]
+            pipes = {pipe.read_fd: pipe for pair in pairs for pipe in pair.pipes}
+            for fd in _poll(list(pipes), timeout_ms=50 if len(pairs) > 1 else 500):
+                owner = pipes[fd].owner()
+                if owner is not None and not owner.has_credit:
+                    time.sleep(_FLUSH_AFTER)  # its reader is slow: the pipe fills up and the writer waits
+                    continue
+                self._log(pipes[fd].drain(wait=False))
+                self._wake.set()
+
+    def _log(self, text: str) -> None:
+        if text:
+            with contextlib.suppress(OSError):  # a full disk must not break a print that nobody waits for
+                os.write(self._log_fd, text.encode("utf-8", "replace"))
+
+    def _flush_regularly(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            time.sleep(_FLUSH_AFTER)
+            for call in list(self._calls.values()):
+                if call.has_text:
+                    if call.has_credit:
+                        call.flush()
+                    else:
+                        self._wake.set()
+
+    def _flush_c_streams(self) -> None:
+        if self._libc is not None:
+            for name in ("stdout", "stderr"):
+                self._libc.fflush(ctypes.c_void_p.in_dll(self._libc, name))
+
+    def _popen_with_own_pipes(self, original: Callable[..., None]) -> Callable[..., None]:
+        """Give subprocesses of calls that share this process the pipes of their call."""
+
+        def start(popen: Any, args: Any, bufsize: int = -1, executable: Any = None, stdin: Any = None,
+                  stdout: Any = None, stderr: Any = None, *rest: Any, **options: Any) -> None:  # fmt: skip
+            call = CURRENT_CALL.get()
+            pipes = self._private.get(call.run_id) if call is not None else None
+            if pipes:
+                stdout = pipes.pipes[0].write_fd if stdout is None else stdout
+                stderr = pipes.pipes[1].write_fd if stderr is None else stderr
+            original(popen, args, bufsize, executable, stdin, stdout, stderr, *rest, **options)
+
+        return start
+
+
+class _Pipe:
+    """A pipe that stands for a standard stream; its text goes to `owner()`."""
+
+    def __init__(self, stream: str, owner: Callable[[], Optional[CallContext]]) -> None:
+        self.stream, self.owner = stream, owner
+        self.read_fd, self.write_fd = os.pipe()
+        os.set_blocking(self.read_fd, False)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._lock = threading.Lock()
+
+    def drain(self, *, wait: bool) -> str:
+        """Hand over what the pipe holds; give the text that nobody owns.
+
+        Args:
+            wait: for another thread that is draining; without it this call then does nothing.
+        """
+        if not self._lock.acquire(blocking=wait):
+            return ""
+        try:
+            text = self._decoder.decode(self._read_all())
+            owner = self.owner() if text else None
+            if owner is None or owner.is_over:
+                return text
+            owner.write(self.stream, text)
+            return ""
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """Close both ends."""
+        os.close(self.write_fd)
+        os.close(self.read_fd)
+
+    def _read_all(self) -> bytes:
+        pieces: List[bytes] = []
+        while True:
+            try:
+                piece = os.read(self.read_fd, _READ_SIZE)
+            except BlockingIOError:
+                break
+            except OSError:  # closed by the end of its call
+                break
+            if not piece:
+                break
+            pieces.append(piece)
+            if len(pieces) >= 16:
+                break
+        return b"".join(pieces)
+
+
+class _PipePair:
+    """The pipes of stdout and stderr, in this order."""
+
+    def __init__(self, owner: Callable[[], Optional[CallContext]]) -> None:
+        self.pipes = [_Pipe("stdout", owner), _Pipe("stderr", owner)]
+        self._poller = select.poll()
+        for pipe in self.pipes:
+            self._poller.register(pipe.read_fd, select.POLLIN)
+
+    def drain(self, *, wait: bool) -> str:
+        """Hand over what both pipes hold; give the text that nobody owns."""
+        if not wait and not self._poller.poll(0):
+            return ""
+        return "".join(pipe.drain(wait=wait) for pipe in self.pipes)
+
+    def close(self) -> None:
+        """Close both pipes."""
+        for pipe in self.pipes:
+            pipe.close()
+
+
+class CallStream(io.TextIOBase):
+    """`sys.stdout` or `sys.stderr` of the user's code."""
+
+    def __init__(self, capture: Capture, stream: str, fd: int) -> None:
+        self._capture, self._stream, self._fd = capture, stream, fd
+        self.buffer = _CallBuffer(self)
+
+    encoding = "utf-8"  # type: ignore[assignment]
+    errors = "replace"  # type: ignore[assignment]
+
+    @property
+    def name(self) -> str:
+        """The stream's conventional name."""
+        return f"<{self._stream}>"
+
+    def write(self, text: str) -> int:
+        """Take text."""
+        if not isinstance(text, str):
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        self._capture.write(self._stream, text)
+        return len(text)
+
+    def fileno(self) -> int:
+        """Descriptor that C code and subprocesses write to."""
+        return self._fd
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def reconfigure(self, **options: Any) -> None:
+        """Accept what programs ask of a terminal's stream; this one is UTF-8 and unbuffered anyway."""
+
+
+class _CallBuffer(io.RawIOBase):
+    """`sys.stdout.buffer`: bytes that become text, broken UTF-8 included."""
+
+    def __init__(self, text: CallStream) -> None:
+        self._text = text
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def write(self, data: Any) -> int:
+        """Take bytes."""
+        content = bytes(data)
+        self._text.write(self._decoder.decode(content))
+        return len(content)
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def fileno(self) -> int:
+        """Descriptor that C code and subprocesses write to."""
+        return self._text.fileno()
+
+
+def _poll(fds: List[int], *, timeout_ms: int) -> List[int]:
+    poller = select.poll()
+    for fd in fds:
+        poller.register(fd, select.POLLIN)
+    return [fd for fd, event in poller.poll(timeout_ms) if event & select.POLLIN]
+
+
+def _load_libc() -> Optional[ctypes.CDLL]:
+    """The C library, with its stdout made line-buffered: C code's lines then come as they are printed."""
+    try:
+        libc = ctypes.CDLL(None)
+        line_buffered = 1  # _IOLBF
+        libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, line_buffered, ctypes.c_size_t(0))
+        ctypes.c_void_p.in_dll(libc, "stderr")
+    except (OSError, ValueError, AttributeError):  # no such symbols: C text comes when C flushes it
+        return None
+    return libc
+
+
+def _use_plain_streams() -> None:
+    """In a forked child: write to the pipes like any subprocess, never to the parent's connection."""
+    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="replace", buffering=1, closefd=False)  # noqa: SIM115, PTH123
+    sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="replace", buffering=1, closefd=False)  # noqa: SIM115, PTH123
+
+
+def _starting_in_context(original: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:
+    """Let threads belong to the call that started them, as Python 3.14 can do by itself."""
+
+    def start(thread: threading.Thread) -> None:
+        if CURRENT_CALL.get() is not None:
+            context, run = contextvars.copy_context(), thread.run
+            thread.run = lambda: context.run(run)  # type: ignore[method-assign]
+        original(thread)
+
+    return start

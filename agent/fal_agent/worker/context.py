@@ -1,0 +1,157 @@
+"""One call as the worker sees it: what it may emit, and how far ahead of its reader it may run.
+
+Runs in a worker. Everything a call emits leaves in order; more than `WINDOW` unacknowledged bytes
+make the emitting thread wait, so a slow reader slows the call down and memory stays bounded.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from contextvars import ContextVar
+from typing import Any, Callable, Dict, List, Optional, Sequence
+
+from fal_agent.framing import Buffer
+from fal_agent.wire import WINDOW, Clear, Data, Display, Execute, Item, Log, Message, Progress
+from fal_agent.worker.outbox import Outbox
+
+__all__ = ["CURRENT_CALL", "CallContext"]
+
+_ITEM_COST = 8 << 10  # a small item counts for this much, so that a generator runs at most 128 items ahead
+_FLUSH_BYTES = 32 << 10
+
+Send = Callable[[Message, Sequence[Buffer]], None]
+
+
+class CallContext:
+    """What one running call may say.
+
+    Attributes:
+        run_id: the run it belongs to.
+        request: the message that started it.
+        is_over: true once its result has been sent; what it says later is not heard.
+    """
+
+    def __init__(self, request: Execute, send: Send) -> None:
+        self.request, self.run_id = request, request.run_id
+        self.is_over = False
+        self._send = send
+        self._outbox = Outbox(request.outbox)
+        self._unacknowledged = 0
+        self._credit = threading.Condition()
+        self._emitting = threading.RLock()  # keeps logs and displays in the order they were made
+        self._text: List[str] = []
+        self._text_stream = "stdout"
+        self._text_size = 0
+
+    # ------------------------------------------------------------ what user code causes
+
+    def write(self, stream: str, text: str) -> None:
+        """Take printed text; it is sent soon, or when enough has gathered."""
+        if not text:
+            return
+        with self._emitting:
+            if stream != self._text_stream:
+                self.flush()
+                self._text_stream = stream
+            self._text.append(text)
+            self._text_size += len(text)
+            if self._text_size >= _FLUSH_BYTES:
+                self.flush()
+
+    def flush(self) -> None:
+        """Send the text that has gathered."""
+        with self._emitting:
+            if not self._text:
+                return
+            text, self._text, self._text_size = "".join(self._text), [], 0
+            data = text.encode("utf-8", "replace")
+            for start in range(0, len(data), WINDOW // 2):
+                part = data[start : start + WINDOW // 2]
+                self._emit(Log(self.run_id, self._text_stream, sent_at=time.time(), cost=len(part)), [part])
+
+    @property
+    def has_text(self) -> bool:
+        """Whether text waits to be sent."""
+        return bool(self._text)
+
+    @property
+    def has_credit(self) -> bool:
+        """Whether something can be sent without waiting for the reader."""
+        return self._unacknowledged < WINDOW // 2
+
+    def display(
+        self,
+        kind: str,
+        data: Dict[str, Any],
+        metadata: Optional[Dict[str, Any]] = None,
+        transient: Optional[Dict[str, Any]] = None,
+    ) -> None:
+        """Show a MIME bundle: `kind` is "display", "result" or "update"."""
+        bundle = {"data": data, "metadata": metadata or {}, "transient": transient or {}}
+        content = json.dumps(bundle, default=_as_text).encode()
+        with self._emitting:
+            self.flush()
+            refs, buffers = self._pack([content])
+            self._emit(Display(self.run_id, kind, refs, sent_at=time.time(), cost=len(content)), buffers)
+
+    def clear(self, wait: bool = False) -> None:
+        """Clear the output of the run's cell, at once or when new output comes."""
+        with self._emitting:
+            self.flush()
+            self._emit(Clear(self.run_id, wait=wait, sent_at=time.time(), cost=64), [])
+
+    def progress(self, name: str, done: float, total: Optional[float] = None) -> None:
+        """Say how far a loop has come."""
+        with self._emitting:
+            self.flush()
+            self._emit(Progress(self.run_id, name, done, total, sent_at=time.time(), cost=128), [])
+
+    def item(self, parts: Sequence[Buffer]) -> None:
+        """Send one item of a generator, when the reader has room for it."""
+        size = sum(len(part) for part in parts)
+        with self._emitting:
+            self.flush()
+            refs, buffers = self._pack(parts)
+            self._emit(Item(self.run_id, refs, sent_at=time.time(), cost=max(size, _ITEM_COST)), buffers)
+
+    # ------------------------------------------------------------ the executor's side
+
+    def finish(self, make: Callable[[Data], Message], parts: Sequence[Buffer]) -> None:
+        """Send the last event, without waiting for the reader."""
+        with self._emitting:
+            self.flush()
+            refs, buffers = self._pack(parts)
+            self.is_over = True
+            self._send(make(refs), buffers)
+
+    def acknowledge(self, credit: int) -> None:
+        """The reader dealt with `credit` bytes."""
+        with self._credit:
+            self._unacknowledged = max(0, self._unacknowledged - credit)
+            self._credit.notify_all()
+
+    def _pack(self, parts: Sequence[Buffer]) -> "tuple[Data, List[Buffer]]":
+        return self._outbox.pack(parts)
+
+    def _emit(self, message: Any, buffers: Sequence[Buffer]) -> None:
+        if self.is_over:
+            return
+        with self._credit:
+            while self._unacknowledged and self._unacknowledged + message.cost > WINDOW:
+                self._credit.wait(1.0)
+            self._unacknowledged += message.cost
+        self._send(message, buffers)
+
+
+def _as_text(value: Any) -> Any:
+    """JSON for what display formatters give besides text: base64 for bytes, as Jupyter does."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        import base64
+
+        return base64.b64encode(bytes(value)).decode("ascii")
+    return str(value)
+
+
+CURRENT_CALL: "ContextVar[Optional[CallContext]]" = ContextVar("fal_current_call", default=None)

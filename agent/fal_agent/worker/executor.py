@@ -1,0 +1,234 @@
+"""Run calls, one at a time on the main thread or several in threads, and report how each ended.
+
+Runs in a worker. Calls of a function that allows one call at a time run on the main thread, so that
+an interrupt is an ordinary SIGINT for the user's code; with `multiplexing` above 1 each runs in a
+thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import inspect
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from typing import Any, Callable, Dict, List, Optional, Sequence
+
+from fal_agent import failures, pickling
+from fal_agent.duplex import Duplex
+from fal_agent.framing import Buffer
+from fal_agent.wire import Data, Execute, Failure, Result
+from fal_agent.worker.capture import Capture
+from fal_agent.worker.context import CURRENT_CALL, CallContext
+from fal_agent.worker.opening import Shelf
+from fal_agent.worker.outbox import open_data
+from fal_agent.worker.session import Sessions
+
+__all__ = ["Executor"]
+
+_Task = "tuple[CallContext, List[bytes]]"
+
+
+class Executor:
+    """The calls of one worker.
+
+    Args:
+        duplex: the connection to the agent.
+        capture: the process's standard streams.
+    """
+
+    def __init__(self, capture: Capture) -> None:
+        self.duplex: Optional[Duplex] = None
+        self._capture = capture
+        self._tasks: "queue.SimpleQueue[Any]" = queue.SimpleQueue()
+        self._calls: Dict[str, CallContext] = {}
+        self._threads: Dict[str, int] = {}  # run id -> ident of the thread that runs it
+        self._shelf = Shelf()
+        self._sessions = Sessions()
+        self._switch = threading.Lock()  # an interrupt looks which call runs and strikes, undisturbed
+        self._main_run: Optional[str] = None
+        self._interruptible = False
+
+    # ------------------------------------------------------------ the connection's thread
+
+    def accept(self, request: Execute, buffers: List[bytes]) -> None:
+        """Take a call; it runs when its turn comes."""
+        assert self.duplex is not None
+        call = CallContext(request, self.duplex.send)
+        self._calls[request.run_id] = call
+        if request.multiplexing > 1 and request.kind != "cell":
+            threading.Thread(
+                target=self._run_in_thread, args=(call, buffers), name=f"fal-{request.label}", daemon=True
+            ).start()
+        else:
+            self._tasks.put((call, buffers))
+
+    def acknowledge(self, run_id: str, credit: int) -> None:
+        """The reader of a run dealt with `credit` bytes of its events."""
+        call = self._calls.get(run_id)
+        if call is not None:
+            call.acknowledge(credit)
+
+    def interrupt(self, run_id: str) -> None:
+        """Raise KeyboardInterrupt in one call, if it runs."""
+        with self._switch:
+            if self._main_run == run_id:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            elif run_id in self._threads:
+                target = ctypes.c_ulong(self._threads[run_id])
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(target, ctypes.py_object(KeyboardInterrupt))
+
+    def stop(self) -> None:
+        """Let `run_forever` return after the present call."""
+        self._tasks.put(None)
+
+    # ------------------------------------------------------------ the main thread
+
+    def run_forever(self) -> None:
+        """Run calls on the main thread until `stop`."""
+        signal.signal(signal.SIGINT, self._on_sigint)
+        while True:
+            try:
+                task = self._tasks.get()
+            except KeyboardInterrupt:  # meant for a call that has just ended
+                continue
+            if task is None:
+                return
+            call, buffers = task
+            signal.signal(signal.SIGINT, self._on_sigint)  # the last call may have set its own
+            with self._switch:
+                self._main_run = call.run_id
+            self._run(call, buffers, shared=False)
+
+    def _on_sigint(self, _signum: int, _frame: Any) -> None:
+        if self._interruptible:
+            raise KeyboardInterrupt
+
+    def _run_in_thread(self, call: CallContext, buffers: List[bytes]) -> None:
+        with self._switch:
+            self._threads[call.run_id] = threading.get_ident()
+        self._run(call, buffers, shared=True)
+
+    # ------------------------------------------------------------ one call
+
+    def _run(self, call: CallContext, buffers: List[bytes], *, shared: bool) -> None:
+        token = CURRENT_CALL.set(call)
+        self._capture.begin(call, shared=shared)
+        started = time.perf_counter()
+        finish: Callable[[], None]
+        try:
+            finish = self._outcome(call, buffers, started, shared=shared)
+        except KeyboardInterrupt as error:  # struck between the user's code and ours
+            finish = self._failure(call, error)
+        finally:
+            with self._switch:
+                self._threads.pop(call.run_id, None)
+                if self._main_run == call.run_id:
+                    self._main_run = None
+            self._interruptible = self._interruptible and shared
+        self._capture.end(call)
+        self._calls.pop(call.run_id, None)
+        CURRENT_CALL.reset(token)
+        finish()
+
+    def _outcome(
+        self, call: CallContext, buffers: List[bytes], started: float, *, shared: bool
+    ) -> Callable[[], None]:
+        """Run the call; give what sends its result or failure."""
+        try:
+            if not shared:
+                self._interruptible = True
+            try:
+                parts, generator = self._perform(call, buffers)
+            finally:
+                if not shared:
+                    self._interruptible = False
+        except BaseException as error:  # noqa: BLE001 - whatever the user's code raises is reported, SystemExit too
+            return self._failure(call, error)
+        seconds = time.perf_counter() - started
+        return lambda: call.finish(
+            lambda data: Result(call.run_id, data, generator=generator, seconds=seconds, sent_at=time.time()), parts
+        )
+
+    def _failure(self, call: CallContext, error: BaseException) -> Callable[[], None]:
+        kind, message, detail, parts = failures.describe(error)
+
+        def make(data: Data) -> Failure:
+            return Failure(call.run_id, kind, message, detail=detail, data=data, sent_at=time.time())
+
+        return lambda: call.finish(make, parts)
+
+    def _perform(self, call: CallContext, buffers: List[bytes]) -> "tuple[Sequence[Buffer], bool]":
+        """Open the call's data, run it, and pickle what it gives."""
+        request = call.request
+        _enter_folder(request.folder)
+        arguments = open_data(request.arguments, buffers, request.blobs)
+        if request.kind == "cell":
+            reply, parts = self._sessions.run(
+                request.session or "", pickling.load(arguments[:1]), arguments, call, fresh=request.fresh
+            )
+            return [*pickling.dump(reply)[:1], *parts], False
+        function_data = request.function_data
+        opened = None if function_data is None else open_data(function_data, buffers, request.blobs)
+        function, setup = self._shelf.function(request.function or "", opened, request.reusable)
+        positional, named = pickling.load(arguments)
+        if setup is not None:
+            positional = (self._shelf.setup_value(request.function or "", setup), *positional)
+        value = _complete(function(*positional, **named))
+        if inspect.isgenerator(value):
+            return _result(_stream(call, value), request.label), True
+        if inspect.isasyncgen(value):
+            asyncio.run(_stream_async(call, value))
+            return _result(None, request.label), True
+        return _result(value, request.label), False
+
+
+def _complete(value: Any) -> Any:
+    """Run a coroutine to its end; anything else is already complete."""
+    if inspect.iscoroutine(value):
+        return asyncio.run(value)
+    if inspect.isawaitable(value):
+
+        async def wait() -> Any:
+            return await value
+
+        return asyncio.run(wait())
+    return value
+
+
+def _result(value: Any, label: str) -> Sequence[Buffer]:
+    return pickling.dump(value, what=f"the result of {label}()")
+
+
+def _stream(call: CallContext, items: Any) -> Any:
+    """Send a generator's items as it makes them; give its return value."""
+    try:
+        while True:
+            try:
+                item = next(items)
+            except StopIteration as end:
+                return end.value
+            call.item(pickling.dump(item, what=f"an item of {call.request.label}()"))
+    finally:
+        items.close()
+
+
+async def _stream_async(call: CallContext, items: Any) -> None:
+    try:
+        async for item in items:
+            call.item(pickling.dump(item, what=f"an item of {call.request.label}()"))
+    finally:
+        await items.aclose()
+
+
+def _enter_folder(folder: Optional[str]) -> None:
+    """Make the folder of a call's files the working directory, importable as a script's would be."""
+    if folder is None:
+        return
+    os.chdir(folder)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)

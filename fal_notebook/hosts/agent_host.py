@@ -1,0 +1,105 @@
+"""What all hosts with an agent have in common: connect when needed, connect again when broken.
+
+Runs in the notebook.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import uuid
+from abc import ABC, abstractmethod
+from typing import Any
+
+from fal_agent.errors import HostUnreachableError
+
+from fal_notebook.hosts.base import EventSink, Execution, Parcel
+from fal_notebook.hosts.client import AgentClient
+
+__all__ = ["AGENT_IDLE", "AgentHost", "agent_answer", "agent_idle"]
+
+AGENT_IDLE = 600.0  # seconds after which an unused agent ends; FAL_NOTEBOOK_IDLE overrules it
+
+
+class AgentHost(ABC):
+    """A machine that an agent serves.
+
+    Attributes:
+        name: how the notebook calls the host.
+        working_folder: the folder that calls run in; None for the user's home over there.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._client: AgentClient | None = None
+        self._owner = 0  # the process that made the connection: a forked child makes its own
+        self._connecting = threading.Lock()
+
+    @abstractmethod
+    def _connect(self) -> AgentClient:
+        """Make a connection, starting the agent if there is none."""
+
+    @property
+    def working_folder(self) -> str | None:
+        """The folder that calls run in; None for the user's home over there."""
+        return None
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a connection is open."""
+        return self._client is not None and self._client.is_open and self._owner == os.getpid()
+
+    def connect(self) -> AgentClient:
+        """Give the connection, made anew if there is none that works.
+
+        Raises:
+            HostError: the machine cannot be reached, or its agent does not come up.
+        """
+        client = self._client
+        if client is not None and client.is_open and self._owner == os.getpid():
+            return client
+        with self._connecting:
+            if not self.is_connected:
+                self._client, self._owner = self._connect(), os.getpid()
+            assert self._client is not None
+            return self._client
+
+    def submit(self, parcel: Parcel, sink: EventSink, *, run_id: str | None = None) -> Execution:
+        """Start a call; see `fal_notebook.hosts.base.Host`."""
+        return self.connect().submit(parcel, sink, run_id or uuid.uuid4().hex[:16])
+
+    def ask(self, question: str, *, timeout: float = 30.0, **arguments: Any) -> Any:
+        """Ask the agent; see `fal_agent.server.questions`."""
+        return self.connect().ask(question, timeout, **arguments)
+
+    def close(self) -> None:
+        """Let go of the connection; what runs there goes on for its lease."""
+        client, self._client = self._client, None
+        if client is not None and self._owner == os.getpid():
+            client.close()
+
+    def __repr__(self) -> str:
+        state = "connected" if self.is_connected else "not connected"
+        return f"<{type(self).__name__} {self.name!r}, {state}>"
+
+
+def agent_idle() -> float:
+    """Seconds after which an unused agent ends."""
+    return float(os.environ.get("FAL_NOTEBOOK_IDLE") or AGENT_IDLE)
+
+
+def agent_answer(host_name: str, output: bytes, errors: bytes) -> dict[str, Any]:
+    """Read what `fal_agent start` printed.
+
+    Raises:
+        HostUnreachableError: it failed, or printed something else.
+    """
+    try:
+        answer = json.loads(output.decode().strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        text = (errors or output).decode("utf-8", "replace").strip()[-2000:]
+        raise HostUnreachableError(f"the agent on {host_name!r} did not start; it said:\n{text}") from None
+    if "error" in answer:
+        raise HostUnreachableError(f"the agent on {host_name!r} did not start: {answer['error']}")
+    return dict(answer)

@@ -1,0 +1,347 @@
+"""The notebook's end of a connection to an agent: calls out, events in.
+
+Runs in the notebook. One thread reads; calls are sent by the thread that makes them, or, when data
+has to be uploaded first, by a thread of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import mmap
+import os
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fal_agent.duplex import Duplex
+from fal_agent.errors import FalServerlessError, HostUnreachableError, LinkLostError
+from fal_agent.framing import Buffer
+from fal_agent.wire import (
+    INLINE_LIMIT, Ack, Answer, Ask, BlobPart, Cancel, Data, Failure, Hello, Interrupt, Item, Kill, Log, Message, Need,
+    Ping, Result, Submit, Welcome,
+)  # fmt: skip
+
+from fal_notebook.hosts.base import ByteStream, EventSink, Parcel, Received
+
+__all__ = ["CLIENT_ID", "AgentClient", "AgentExecution"]
+
+CLIENT_ID = uuid.uuid4().hex  # one per kernel; a forked child that connects is told apart by its process id
+
+_ACK_EVERY = 128 << 10  # bytes of events after which the worker is told that they were dealt with
+_GREETING_TIMEOUT = 20.0  # seconds
+_PING_EVERY = 3.0  # seconds without a word after which the agent is asked whether it is there
+_SILENCE_LIMIT = 12.0  # seconds without a word after which the connection counts as lost
+
+
+class AgentExecution:
+    """One call in flight over an `AgentClient`."""
+
+    def __init__(self, client: AgentClient, run_id: str, parcel: Parcel, sink: EventSink) -> None:
+        self.run_id = run_id
+        self.parcel: Parcel | None = parcel  # until the agent is known to have it
+        self.sink = sink
+        self.last_seq = 0
+        self.withdrawn = threading.Event()
+        self._client = client
+        self._owed = 0
+
+    def acknowledge(self, received: Received) -> None:
+        """Say that an event was dealt with, so that the worker may produce more."""
+        event = received.event
+        self._owed += event.cost
+        if self._owed >= _ACK_EVERY or (isinstance(event, Item) and self._owed >= _ACK_EVERY // 4):
+            owed, self._owed = self._owed, 0
+            self._client.send_if_open(Ack(self.run_id, event.seq, owed))
+
+    def interrupt(self) -> None:
+        """Raise KeyboardInterrupt in this call alone."""
+        self._client.send_if_open(Interrupt(self.run_id))
+
+    def cancel(self) -> None:
+        """Take the call out of the queue, or interrupt it."""
+        self._client.send_if_open(Cancel(self.run_id))
+
+    def kill(self) -> None:
+        """End the worker that runs the call."""
+        self._client.send_if_open(Kill(self.run_id))
+
+
+class AgentClient:
+    """A connection to an agent.
+
+    Args:
+        stream: leads to the agent's socket.
+        host_name: for messages.
+        part_size: bytes of one part of a blob, in both directions.
+        blob_folder: where the agent keeps blobs, if this process can read and write there.
+        heartbeat: whether to watch that the other side answers.
+
+    Raises:
+        HostUnreachableError: the agent did not greet back in time.
+    """
+
+    def __init__(
+        self,
+        stream: ByteStream,
+        *,
+        host_name: str,
+        part_size: int,
+        blob_folder: Path | None = None,
+        heartbeat: bool = False,
+    ) -> None:
+        self.host_name = host_name
+        self._part_size, self._blob_folder = part_size, blob_folder
+        self._executions: dict[str, AgentExecution] = {}
+        self._answers: dict[str, queue.SimpleQueue[Answer | None]] = {}
+        self._incoming: dict[str, bytearray] = {}
+        self._functions: set[str] = set()  # digests that the agent has
+        self._blobs: set[str] = set()  # names that the agent has
+        self._greeted = threading.Event()
+        self._problem: str | None = None
+        self._closed = threading.Event()
+        self._heard = time.monotonic()
+        self.welcome: Welcome | None = None
+        self._duplex = Duplex(stream, self._on_message, self._on_close, name=f"fal-{host_name}")
+        self._duplex.start()
+        self._greet()
+        if heartbeat:
+            threading.Thread(target=self._watch, name=f"fal-heartbeat-{host_name}", daemon=True).start()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection works, as far as is known."""
+        return not self._closed.is_set()
+
+    def submit(self, parcel: Parcel, sink: EventSink, run_id: str) -> AgentExecution:
+        """Send a call; its data travels in the background if there is much of it.
+
+        Raises:
+            LinkLostError: the connection is broken.
+        """
+        execution = AgentExecution(self, run_id, parcel, sink)
+        self._executions[run_id] = execution
+        if self._closed.is_set():
+            del self._executions[run_id]
+            raise self._lost_error()
+        if all(name in self._blobs for name in parcel.blobs) and not self._function_needs_blobs(parcel):
+            self._send_submit(execution)
+        else:
+            threading.Thread(target=self._upload, args=(execution,), name=f"fal-upload-{run_id}", daemon=True).start()
+        return execution
+
+    def ask(self, question: str, timeout: float, **arguments: Any) -> Any:
+        """Ask the agent something.
+
+        Raises:
+            FalServerlessError: it refused, or did not answer within `timeout` seconds.
+            LinkLostError: the connection broke.
+        """
+        request_id = uuid.uuid4().hex
+        box = self._answers[request_id] = queue.SimpleQueue()
+        try:
+            self._send(Ask(request_id, question, arguments))
+            answer = box.get(timeout=timeout)
+        except queue.Empty:
+            raise FalServerlessError(
+                f"{self.host_name!r} did not answer the question {question!r} within {timeout:g} s"
+            ) from None
+        finally:
+            del self._answers[request_id]
+        if answer is None:
+            raise self._lost_error()
+        if answer.error is not None:
+            raise FalServerlessError(f"{self.host_name!r}: {answer.error}")
+        return answer.content
+
+    def send_if_open(self, message: Message) -> None:
+        """Send a message that means nothing once the connection is gone."""
+        if not self._closed.is_set():
+            try:
+                self._duplex.send(message)
+            except OSError:  # the reading thread reports the end to every call
+                self._duplex.close()
+
+    def close(self) -> None:
+        """End the connection; calls go on over there."""
+        self._duplex.close()
+
+    # ------------------------------------------------------------ sending
+
+    def _greet(self) -> None:
+        client_id = f"{CLIENT_ID}-{os.getpid()}"
+        self._send(Hello(client_id, self._part_size, shares_files=self._blob_folder is not None))
+        if not self._greeted.wait(_GREETING_TIMEOUT) or self.welcome is None:
+            self._duplex.close()
+            reason = self._problem or f"the agent did not answer within {_GREETING_TIMEOUT:g} s"
+            raise HostUnreachableError(f"{self.host_name!r} was reached, but {reason}. Try again")
+
+    def _send(self, message: Message, buffers: Sequence[Buffer] = ()) -> None:
+        try:
+            self._duplex.send(message, buffers)
+        except OSError as error:
+            self._problem = self._problem or str(error)
+            self._duplex.close()
+            raise self._lost_error() from None
+
+    def _function_needs_blobs(self, parcel: Parcel) -> bool:
+        if not parcel.function_data or parcel.call.function in self._functions:
+            return False
+        inline = sum(len(part) for part in (*parcel.function_data, *parcel.buffers))
+        return inline > INLINE_LIMIT
+
+    def _send_submit(self, execution: AgentExecution) -> None:
+        parcel = execution.parcel
+        assert parcel is not None
+        call, buffers = parcel.call, list(parcel.buffers)
+        digest = call.function
+        if digest is not None and digest not in self._functions and parcel.function_data:
+            refs: Data = []
+            if self._function_needs_blobs(parcel):
+                refs = [_function_blob(digest, index) for index in range(len(parcel.function_data))]
+            else:
+                refs = list(range(len(buffers), len(buffers) + len(parcel.function_data)))
+                buffers += parcel.function_data
+            call = dataclasses.replace(call, function_data=refs)
+        self._send(Submit(execution.run_id, call), buffers)
+        if digest is not None:
+            self._functions.add(digest)
+
+    def _upload(self, execution: AgentExecution) -> None:
+        """Send what the call's data needs, then the call; runs in a thread."""
+        parcel = execution.parcel
+        assert parcel is not None
+        blobs = dict(parcel.blobs)
+        if self._function_needs_blobs(parcel):
+            blobs.update({_function_blob(parcel.call.function or "", i): p for i, p in enumerate(parcel.function_data)})
+        try:
+            for name, data in blobs.items():
+                if name not in self._blobs:
+                    self._send_blob(name, data, execution)
+                    self._blobs.add(name)
+            self._send_submit(execution)
+        except LinkLostError:
+            return  # the reading thread reports it to every call
+        except OSError as error:
+            self._fail(execution, "link", f"data for {self.host_name!r} could not be sent: {error}")
+
+    def _send_blob(self, name: str, data: Buffer, execution: AgentExecution) -> None:
+        if self._blob_folder is not None:
+            _write_blob(self._blob_folder, name, data)
+        else:
+            self._duplex.send_blob(name, data, part_size=self._part_size, channel=execution.withdrawn)
+
+    # ------------------------------------------------------------ the reading thread
+
+    def _on_message(self, message: Message, buffers: list[bytes]) -> None:
+        self._heard = time.monotonic()
+        if isinstance(message, BlobPart):
+            self._take_part(message, buffers)
+        elif isinstance(message, Need):
+            self._send_again(message)
+        elif isinstance(message, Answer):
+            box = self._answers.get(message.request_id)
+            if box is not None:
+                box.put(message)
+        elif isinstance(message, Welcome):
+            self.welcome = message
+            self._greeted.set()
+        elif hasattr(message, "seq"):
+            self._take_event(message, buffers)
+
+    def _take_event(self, event: Any, buffers: list[bytes]) -> None:
+        execution = self._executions.get(event.run_id)
+        if execution is None or event.seq <= execution.last_seq:
+            return
+        execution.last_seq = event.seq
+        execution.parcel = None
+        parts = buffers if isinstance(event, Log) else [self._part(ref, buffers) for ref in getattr(event, "data", ())]
+        if isinstance(event, (Result, Failure)):
+            del self._executions[event.run_id]
+        execution.sink(Received(event, parts))
+
+    def _part(self, ref: int | str, buffers: list[bytes]) -> Buffer:
+        if isinstance(ref, int):
+            return buffers[ref]
+        if self._blob_folder is None:
+            return self._incoming.pop(ref)
+        with (self._blob_folder / ref).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)) if size else b""
+
+    def _take_part(self, message: BlobPart, buffers: list[bytes]) -> None:
+        whole = self._incoming.get(message.blob)
+        if whole is None:
+            whole = self._incoming[message.blob] = bytearray(message.size)
+        data = buffers[0] if buffers else b""
+        whole[message.offset : message.offset + len(data)] = data
+
+    def _send_again(self, need: Need) -> None:
+        """The agent let go of data that it had: send the call anew, with all of it."""
+        execution = self._executions.get(need.run_id)
+        if execution is None or execution.parcel is None:
+            return
+        self._functions.discard(execution.parcel.call.function or "")
+        self._blobs.difference_update(need.names)
+        threading.Thread(target=self._upload, args=(execution,), name="fal-upload-again", daemon=True).start()
+
+    def _on_close(self, problem: Exception | None) -> None:
+        self._problem = self._problem or (str(problem) if problem is not None else None)
+        self._closed.set()
+        self._greeted.set()
+        for box in list(self._answers.values()):
+            box.put(None)
+        for execution in list(self._executions.values()):
+            self._fail(execution, "link", str(self._lost_error()))
+
+    def _fail(self, execution: AgentExecution, kind: str, message: str) -> None:
+        execution.withdrawn.set()
+        if self._executions.pop(execution.run_id, None) is not None:
+            failure = Failure(execution.run_id, kind, message, seq=execution.last_seq + 1, sent_at=time.time())
+            execution.sink(Received(failure))
+
+    def _lost_error(self) -> LinkLostError:
+        reason = f": {self._problem}" if self._problem else ""
+        return LinkLostError(
+            f"the connection to {self.host_name!r} broke{reason}. The next call connects again; a run that was going "
+            "on goes on there for its lease"
+        )
+
+    def _watch(self) -> None:
+        """Notice a peer that has gone silent; runs in a thread."""
+        while not self._closed.wait(_PING_EVERY):
+            silence = time.monotonic() - self._heard
+            if silence > _SILENCE_LIMIT:
+                self._problem = f"no answer for {silence:.0f} s"
+                self._duplex.close()
+            elif silence > _PING_EVERY * 0.9:
+                self.send_if_open(Ping())
+
+
+def _function_blob(digest: str, index: int) -> str:
+    return f"fn-{digest}-{index}"
+
+
+def _write_blob(folder: Path, name: str, data: Buffer) -> None:
+    """Put a blob where the agent of this machine keeps them; it appears whole or not at all."""
+    target = folder / name
+    if target.exists():
+        return
+    beside = folder / f".{name}.{uuid.uuid4().hex[:8]}"
+    try:
+        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view[: 64 << 20]) :]
+        finally:
+            os.close(fd)
+        beside.rename(target)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+
+

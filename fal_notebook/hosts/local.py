@@ -1,0 +1,110 @@
+"""This machine as a host: the same agent, workers and environments, without a network.
+
+Runs in the notebook.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import uuid
+import zipfile
+from pathlib import Path
+
+from fal_agent.errors import HostUnreachableError
+from fal_agent.paths import code_folder, default_root, socket_path
+
+from fal_notebook.hosts.agent_host import AgentHost, agent_answer, agent_idle
+from fal_notebook.hosts.archive import source_archive
+from fal_notebook.hosts.client import AgentClient
+
+__all__ = ["LocalHost"]
+
+_START_TIMEOUT = 60.0  # seconds
+_PART_SIZE = 1 << 20
+
+
+class LocalHost(AgentHost):
+    """This machine: calls run in environments and workers of their own, under the user's agent.
+
+    Args:
+        name: how messages call it.
+    """
+
+    def __init__(self, name: str = "local") -> None:
+        super().__init__(name)
+
+    @property
+    def working_folder(self) -> str | None:
+        """The notebook's own working folder, so that relative paths mean the same."""
+        try:
+            return str(Path.cwd())
+        except FileNotFoundError:  # somebody removed it
+            return None
+
+    def _connect(self) -> AgentClient:
+        root, archive = default_root(), source_archive()
+        path = socket_path(root, archive.digest)
+        stream = _dial(path)
+        if stream is None:
+            code = _unpack(root, archive.digest, archive.data)
+            path = Path(_start(self.name, root, archive.digest, code))
+            stream = _dial(path)
+        if stream is None:
+            raise HostUnreachableError(f"the agent of this machine started, but {path} cannot be connected to")
+        return AgentClient(stream, host_name=self.name, part_size=_PART_SIZE, blob_folder=root / "blobs")
+
+
+def _dial(path: Path) -> socket.socket | None:
+    stream = socket.socket(socket.AF_UNIX)
+    try:
+        stream.connect(str(path))
+    except OSError:
+        stream.close()
+        return None
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    return stream
+
+
+def _unpack(root: Path, digest: str, data: bytes) -> Path:
+    """Put the sources where the agent and its workers import them from; whole or not at all."""
+    folder = code_folder(root, digest)
+    if folder.is_dir():
+        return folder
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    beside = folder.with_name(f".{digest}-{uuid.uuid4().hex[:8]}")
+    beside.mkdir(parents=True, mode=0o700)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            archive.extractall(beside)
+        try:
+            beside.rename(folder)
+        except OSError:  # somebody else was quicker
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+def _start(name: str, root: Path, digest: str, code: Path) -> str:
+    base_python = getattr(sys, "_base_executable", None) or sys.executable
+    variables = {**os.environ, "PYTHONPATH": str(code), "FAL_NOTEBOOK_PYTHON": base_python}
+    command = [sys.executable, "-m", "fal_agent", "start", "--root", str(root), "--digest", digest]
+    try:
+        done = subprocess.run(
+            [*command, "--idle", str(agent_idle())],
+            env=variables,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_START_TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise HostUnreachableError(f"the agent of this machine did not start within {_START_TIMEOUT:g} s") from None
+    return str(agent_answer(name, done.stdout, done.stderr)["socket"])

@@ -1,0 +1,157 @@
+"""A machine that answers to `ssh NAME`, prepared on first contact.
+
+Runs in the notebook. Over one connection it looks what the machine has, brings our sources (and uv
+where it is missing), starts the agent, and dials its Unix socket. Nothing listens on a port.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import threading
+from typing import TYPE_CHECKING
+
+from fal_agent.errors import HostUnreachableError
+
+from fal_notebook import config
+from fal_notebook.hosts.agent_host import AgentHost, agent_answer, agent_idle
+from fal_notebook.hosts.archive import source_archive
+from fal_notebook.hosts.client import AgentClient
+from fal_notebook.hosts.uv_binary import uv_for
+
+if TYPE_CHECKING:
+    from fal_notebook.hosts.paramiko_link import ParamikoLink
+
+__all__ = ["SSHHost"]
+
+_PART_SIZE = 64 << 10  # a small call waits for one part at most: 50 ms on a 10 Mbit/s line
+_COMMAND_TIMEOUT = 60.0  # seconds
+
+# Prints one JSON object: what the machine has. POSIX shell, since there may be no Python.
+_PROBE = r"""
+root={root}
+case "$root" in "~/"*) root="$HOME/${{root#\~/}}";; esac
+python=
+for candidate in {python} python3 python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 \
+    /usr/bin/python3 /usr/local/bin/python3 "$root"/python/bin/python3; do
+  if "$candidate" -c 'import sys, sqlite3, fcntl; sys.exit(sys.version_info < (3, 9))' >/dev/null 2>&1; then
+    python=$(command -v "$candidate"); break
+  fi
+done
+uv=
+for candidate in "$root/bin/uv" uv "$HOME/.local/bin/uv" "$HOME/.cargo/bin/uv"; do
+  if "$candidate" --version >/dev/null 2>&1; then uv=$candidate; break; fi
+done
+code=no; [ -d "$root/code/{digest}" ] && code=yes
+printf '{{"root":"%s","python":"%s","uv":"%s","code":"%s","system":"%s","machine":"%s"}}\n' \
+  "$root" "$python" "$uv" "$code" "$(uname -s)" "$(uname -m)"
+"""
+
+# Unpacks the sources beside their place and renames them, so that they appear whole or not at all.
+_UNPACK = """
+import os, shutil, sys, uuid, zipfile
+archive, folder = sys.argv[1:]
+beside = os.path.join(os.path.dirname(folder), "." + os.path.basename(folder) + "-" + uuid.uuid4().hex[:8])
+os.makedirs(beside, 0o700)
+try:
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(beside)
+    try:
+        os.rename(beside, folder)
+    except OSError:
+        if not os.path.isdir(folder):
+            raise
+finally:
+    shutil.rmtree(beside, ignore_errors=True)
+os.unlink(archive)
+"""
+
+
+class SSHHost(AgentHost):
+    """A machine reached over SSH.
+
+    Args:
+        name: what `ssh` knows it by: an alias of `~/.ssh/config`, a name, or "user@host:port"; or a
+            name of the user's `hosts.toml`.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._link: ParamikoLink | None = None
+        self._link_lock = threading.Lock()
+
+    @property
+    def link(self) -> ParamikoLink:
+        """The SSH connection, made anew if there is none that works.
+
+        Raises:
+            HostError: the machine cannot be reached, or refuses.
+        """
+        from fal_notebook.hosts.paramiko_link import open_link
+
+        with self._link_lock:
+            if self._link is None or not self._link.is_alive:
+                settings = config.load().host(self.name)
+                self._link = open_link(settings.ssh or self.name)
+            return self._link
+
+    def close(self) -> None:
+        """Let go of the connection; what runs there goes on for its lease."""
+        super().close()
+        with self._link_lock:
+            link, self._link = self._link, None
+        if link is not None:
+            link.close()
+
+    def _connect(self) -> AgentClient:
+        link, settings = self.link, config.load().host(self.name)
+        archive = source_archive()
+        facts = self._probe(link, settings.root or "~/.fal_notebook", settings.python, archive.digest)
+        root, python = facts["root"], facts["python"]
+        if not python:
+            raise HostUnreachableError(
+                f"{self.name!r} has no Python 3.9 or newer that the agent could run on. Install python3 there, or "
+                f'name one: `python = "/path/to/python3"` under [hosts."{self.name}"] in {config.load().path}'
+            )
+        code = f"{root}/code/{archive.digest}"
+        if facts["code"] != "yes":
+            self._bring_code(link, python, code, archive.data)
+        if not facts["uv"]:
+            link.upload(f"{root}/bin/uv", uv_for(self.name, facts["system"], facts["machine"]), mode=0o700)
+        socket_path = self._start_agent(link, root, python, code, archive.digest, settings.labels)
+        agent = f"PYTHONPATH={shlex.quote(code)} exec {shlex.quote(python)} -m fal_agent"
+        link.dial_command = f"{agent} dial {shlex.quote(socket_path)}"
+        stream = link.dial(socket_path)
+        return AgentClient(stream, host_name=self.name, part_size=_PART_SIZE, heartbeat=True)
+
+    def _probe(self, link: ParamikoLink, root: str, python: str | None, digest: str) -> dict[str, str]:
+        quoted_root = shlex.quote(root)
+        script = _PROBE.format(root=quoted_root, python=shlex.quote(python) if python else "", digest=digest)
+        done = link.run(script, timeout=_COMMAND_TIMEOUT)
+        try:
+            return dict(json.loads(done.stdout.decode().strip().splitlines()[-1]))
+        except (ValueError, IndexError):
+            text = (done.stderr or done.stdout).decode("utf-8", "replace").strip()[-1000:]
+            raise HostUnreachableError(f"{self.name!r} could not be looked at; its shell said:\n{text}") from None
+
+    def _bring_code(self, link: ParamikoLink, python: str, code: str, data: bytes) -> None:
+        archive = f"{code}.zip"
+        link.upload(archive, data)
+        done = link.run(
+            f"{shlex.quote(python)} - {shlex.quote(archive)} {shlex.quote(code)}",
+            stdin=_UNPACK.encode(),
+            timeout=_COMMAND_TIMEOUT,
+        )
+        if done.status != 0:
+            text = done.stderr.decode("utf-8", "replace").strip()[-1000:]
+            raise HostUnreachableError(f"the agent's sources could not be put on {self.name!r}:\n{text}")
+
+    def _start_agent(
+        self, link: ParamikoLink, root: str, python: str, code: str, digest: str, labels: tuple[str, ...]
+    ) -> str:
+        words = [python, "-m", "fal_agent", "start", "--root", root, "--digest", digest, "--idle", str(agent_idle())]
+        for label in labels:
+            words += ["--label", label]
+        done = link.run(f"PYTHONPATH={shlex.quote(code)} exec {shlex.join(words)}", timeout=_COMMAND_TIMEOUT)
+        return str(agent_answer(self.name, done.stdout, done.stderr)["socket"])
+

@@ -1,0 +1,56 @@
+"""Get the static uv program for another machine, from the package index this machine uses.
+
+Runs in the notebook. The musl build is one static file that runs on any Linux of its architecture.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from pathlib import Path
+
+from fal_agent.errors import HostUnreachableError
+
+__all__ = ["uv_for"]
+
+_PLATFORMS = {
+    ("Linux", "x86_64"): "x86_64-unknown-linux-musl",
+    ("Linux", "aarch64"): "aarch64-unknown-linux-musl",
+    ("Linux", "arm64"): "aarch64-unknown-linux-musl",
+}
+_TIMEOUT = 300.0  # seconds
+
+
+def uv_for(host_name: str, system: str, machine: str) -> bytes:
+    """Give the program's bytes.
+
+    Args:
+        host_name: for messages.
+        system: as `uname -s` says.
+        machine: as `uname -m` says.
+
+    Raises:
+        HostUnreachableError: there is no build for that platform, or it cannot be fetched.
+    """
+    import uv
+
+    platform = _PLATFORMS.get((system, machine))
+    if platform is None:
+        supported = ", ".join(f"{name} {kind}" for name, kind in _PLATFORMS)
+        raise HostUnreachableError(
+            f"{host_name!r} is {system} {machine} and has no uv; fal_notebook can bring uv to {supported}. Install uv there"
+        )
+    version = subprocess.run(
+        [uv.find_uv_bin(), "--version"], capture_output=True, text=True, timeout=_TIMEOUT, check=True
+    ).stdout.split()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [uv.find_uv_bin(), "pip", "install", "--target", folder, "--python-platform", platform,
+                   "--only-binary", ":all:", "--no-deps", "--quiet", f"uv=={version}"]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+        program = Path(folder) / "bin" / "uv"
+        if done.returncode != 0 or not program.is_file():
+            raise HostUnreachableError(
+                f"{host_name!r} has no uv, and its build for {platform} could not be fetched:\n{done.stderr.strip()}\n"
+                "Install uv there, or try again with the package index in reach"
+            )
+        return program.read_bytes()

@@ -1,0 +1,269 @@
+"""A run: the notebook's handle on one call, a `concurrent.futures.Future` that can also be awaited.
+
+Runs in the notebook. A run in the foreground gathers its events until the main thread draws them
+(`follow`); one in the background hands them to a callback as they come. Values are unpickled by
+whoever asks for them, never by the connection's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import uuid
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, InvalidStateError
+from typing import Any, cast
+
+from fal_agent import pickling
+from fal_agent.wire import Failure, Item, Result
+
+from fal_notebook.hosts.base import Execution, Host, Parcel, Received
+from fal_notebook.rebuild import exception_from
+
+__all__ = ["Items", "Run", "follow", "load_result", "start"]
+
+Decode = Callable[[Received], Any]
+Draw = Callable[[Received], None]
+
+
+class Run(Future[Any]):
+    """A call in flight, or ended.
+
+    Attributes:
+        run_id: 16 hex digits, the same on the host.
+        host: where it runs.
+        label: the function's name, or the first line of the cell.
+    """
+
+    def __init__(self, host: Host, label: str, decode: Decode, on_event: Draw | None) -> None:
+        super().__init__()
+        self.run_id = uuid.uuid4().hex[:16]
+        self.host, self.label = host, label
+        self.inbox: queue.SimpleQueue[Received] = queue.SimpleQueue()
+        self._decode, self._on_event = decode, on_event
+        self._execution: Execution | None = None
+        self._opening = threading.RLock()
+        self._opened: tuple[Any, BaseException | None] | None = None
+        self._has_items = False
+
+    # ------------------------------------------------------------ a future
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for the value.
+
+        Args:
+            timeout: seconds to wait; None waits for ever.
+
+        Raises:
+            TimeoutError: it is not there yet.
+            BaseException: what the call raised, with its own type; or one of `fal.exceptions`.
+        """
+        __tracebackhide__ = True
+        value, error = self._open(super().result(timeout))
+        if error is not None:
+            raise error
+        return value
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the error that the call ended with; None when it ended well."""
+        return self._open(super().result(timeout))[1]
+
+    def cancel(self) -> bool:
+        """Take the call out of the queue, or stop it; False if it has ended already."""
+        if self.done():
+            return False
+        if self._execution is not None:
+            self._execution.cancel()
+        return super().cancel()
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return asyncio.wrap_future(self).__await__()
+
+    # ------------------------------------------------------------ control
+
+    def interrupt(self) -> None:
+        """Raise KeyboardInterrupt in this call alone; its worker and what is cached there stay."""
+        if self._execution is not None:
+            self._execution.interrupt()
+
+    def kill(self) -> None:
+        """End the worker that runs the call; what is cached there is lost."""
+        if self._execution is not None:
+            self._execution.kill()
+
+    def acknowledge(self, received: Received) -> None:
+        """Say that an event was dealt with, so that the worker may produce more."""
+        if self._execution is not None:
+            self._execution.acknowledge(received)
+
+    def __repr__(self) -> str:
+        if self.cancelled():
+            state = "cancelled"
+        elif not self.done():
+            state = "running"
+        else:
+            received = super().result(0)
+            state = "failed" if isinstance(received.event, Failure) else "done"
+        return f"<Run {self.run_id} of {self.label} on {self.host.name}: {state}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError(f"{self!r} belongs to this process; send its .result() instead")
+
+    # ------------------------------------------------------------ the host's side
+
+    def begin(self, parcel: Parcel) -> None:
+        """Send the call."""
+        self._execution = self.host.submit(parcel, self._take, run_id=self.run_id)
+
+    def _take(self, received: Received) -> None:
+        """Take an event; called in order by a thread of the host's."""
+        event = received.event
+        if isinstance(event, (Result, Failure)):
+            self.inbox.put(received)
+            self._settle(received)
+        elif isinstance(event, Item):
+            self.inbox.put(received)
+            self._has_items = True
+            if self._on_event is not None:
+                self._settle(received)  # the value is the iterator, and that is there
+        elif self._on_event is None:
+            self.inbox.put(received)
+        else:
+            self._on_event(received)
+            self.acknowledge(received)
+
+    def _settle(self, received: Received) -> None:
+        if not self.done():
+            try:
+                self.set_result(received)
+            except InvalidStateError:  # cancelled in this very moment
+                return
+
+    def _open(self, received: Received) -> tuple[Any, BaseException | None]:
+        """Unpickle the outcome, once."""
+        with self._opening:
+            if self._opened is None:
+                self._opened = self._open_now(received)
+            return self._opened
+
+    def _open_now(self, received: Received) -> tuple[Any, BaseException | None]:
+        event = received.event
+        if isinstance(event, Failure):
+            return None, received.error or exception_from(event, received.data, self.host.name)
+        if isinstance(event, Item) or cast("Result", event).generator:
+            return Items(self), None
+        try:
+            return self._decode(received), None
+        except Exception as error:  # noqa: BLE001 - opening runs the user's code; its error is the outcome
+            return None, error
+
+
+class Items(Iterator[Any]):
+    """The items of a generator that runs on a host, as they are produced.
+
+    Closing it, or leaving the loop, stops the generator. `value` is what the generator returned.
+    """
+
+    def __init__(self, run: Run, draw: Draw | None = None, read_already: Received | None = None) -> None:
+        self.run = run
+        self.value: Any = None
+        self._draw = draw
+        self._read_already = read_already
+        self._ended = False
+
+    def __iter__(self) -> Items:
+        return self
+
+    def __next__(self) -> Any:
+        __tracebackhide__ = True
+        while not self._ended:
+            received = self._receive()
+            event = received.event
+            if isinstance(event, Item):
+                self.run.acknowledge(received)
+                return pickling.load(received.data)
+            if isinstance(event, Result):
+                self._ended = True
+                self.value = pickling.load(received.data)
+            elif isinstance(event, Failure):
+                self._ended = True
+                raise received.error or exception_from(event, received.data, self.run.host.name)
+            else:
+                if self._draw is not None:
+                    self._draw(received)
+                self.run.acknowledge(received)
+        raise StopIteration
+
+    def _receive(self) -> Received:
+        received, self._read_already = self._read_already, None
+        if received is not None:
+            return received
+        try:
+            return self.run.inbox.get()
+        except KeyboardInterrupt:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Stop the generator if it still runs."""
+        if not self._ended:
+            self._ended = True
+            self.run.interrupt()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def load_result(received: Received) -> Any:
+    """Unpickle the value of a function's result."""
+    return pickling.load(received.data)
+
+
+def start(
+    host: Host, parcel: Parcel, *, decode: Decode = load_result, on_event: Draw | None = None
+) -> Run:
+    """Start a call.
+
+    Args:
+        host: where to.
+        parcel: the call.
+        decode: makes the value of the result event.
+        on_event: called with each event but the last, in order, in a thread of the host's; None
+            keeps them for `follow`.
+
+    Raises:
+        HostError: the machine cannot be reached.
+    """
+    run = Run(host, parcel.call.label, decode, on_event)
+    run.begin(parcel)
+    return run
+
+
+def follow(run: Run, draw: Draw) -> Any:
+    """Wait for a foreground run, drawing its events here; give its value.
+
+    The first KeyboardInterrupt interrupts the call and goes on waiting for it; the second ends its
+    worker; the third gives up waiting.
+
+    Raises:
+        BaseException: what the call raised.
+    """
+    __tracebackhide__ = True
+    presses = 0
+    while True:
+        try:
+            received = run.inbox.get()
+            event = received.event
+            if isinstance(event, (Result, Failure)):
+                break
+            if isinstance(event, Item):
+                return Items(run, draw, read_already=received)
+            draw(received)
+            run.acknowledge(received)
+        except KeyboardInterrupt:
+            presses += 1
+            if presses > 2:
+                raise
+            (run.interrupt if presses == 1 else run.kill)()
+    return run.result()
