@@ -1,0 +1,94 @@
+"""The repository itself: what the wheel holds, what make promises, what must not be written anywhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fal_agent
+import fal_notebook
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = [Path(package.__file__ or "").parent for package in (fal_notebook, fal_agent)]
+SOURCES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
+NAMED = [f"{path.parents[len(path.relative_to(package).parents) - 1].name}/{path.relative_to(package)}"
+         for package in PACKAGES for path in sorted(package.rglob("*.py"))]  # fmt: skip
+
+
+@pytest.mark.skipif(os.environ.get("FAL_TEST_WHEEL") != "1", reason="only `make test` tests the wheel")
+def test_the_tests_run_against_the_wheel() -> None:
+    """Otherwise a file that the wheel lacks would not be missed."""
+    assert [package.parent.name for package in PACKAGES] == ["site-packages", "site-packages"]
+    assert not (ROOT / "fal_notebook").exists()
+    assert not (ROOT / "agent").exists()
+
+
+def test_both_packages_say_that_they_are_typed() -> None:
+    assert [package.name for package in PACKAGES if not (package / "py.typed").exists()] == []
+
+
+def test_importing_loads_nothing_heavy() -> None:
+    """Each of these costs more than everything of ours together."""
+    heavy = [
+        "paramiko",
+        "IPython",
+        "cloudpickle",
+        "dill",
+        "rich",
+        "blake3",
+        "platformdirs",
+        "tomlkit",
+        "typer",
+        "numpy",
+        "asyncio",
+    ]
+    code = f"import sys, fal_notebook; print(*[name for name in {heavy!r} if name in sys.modules])"
+
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    ).stdout.split()
+
+    assert loaded == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMED)
+def test_a_module_says_what_it_is_for(path: Path) -> None:
+    """The first statement is a docstring, and there is no work left for later in the text."""
+    text = path.read_text(encoding="utf-8")
+
+    assert text.startswith('"""')
+    assert not re.search(r"\b(TODO|FIXME|XXX|HACK)\b", text)
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if "fal_agent" in path.parts], ids=str)
+def test_what_runs_on_a_host_imports_only_the_standard_library(path: Path) -> None:
+    """At the top of a module: what a worker needs besides is imported where it is used."""
+    import ast
+
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = [
+        alias.name if isinstance(node, ast.Import) else node.module or ""
+        for node in tree.body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    ]
+
+    tops = {name.split(".")[0] for name in names}
+
+    assert tops <= {*sys.stdlib_module_names, "fal_agent"}
+
+
+def test_make_help_lists_every_target() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    phony = set(re.findall(r"^\.PHONY: (.+)$", text, re.MULTILINE))
+
+    shown = subprocess.run(
+        ["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+
+    assert phony == set(re.findall(r"^  make ([a-z-]+)", shown, re.MULTILINE))
