@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -63,3 +64,56 @@ def check_quickstart(notebook: Any, written: Path) -> None:
     assert done["An error, where it happened"].errors == ["ZeroDivisionError: division by zero"]
     assert "found.count(code) / len(found)" in text
     assert nbformat.read(written, as_version=4) == notebook
+
+
+# ---------------------------------------------------------------- the program that runs them
+
+
+def write_notebook(path: Path, *cells: str) -> Path:
+    """A notebook whose cells are code, but for those that begin with a heading."""
+    book = nbformat.v4.new_notebook()
+    for source in cells:
+        make = nbformat.v4.new_markdown_cell if source.startswith("#") else nbformat.v4.new_code_cell
+        book.cells.append(make(source))
+    nbformat.write(book, path)
+    return path
+
+
+def run_tool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """`tools/run_notebook.py` as make calls it."""
+    command = [sys.executable, str(ROOT / "tools" / "run_notebook.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_summary_names_each_section_and_where_the_notebook_lies(tmp_path: Path) -> None:
+    source = write_notebook(
+        tmp_path / "a.ipynb", "# Sums", "NUMBER = 1  # here", "print('twice is', 2 * NUMBER)"
+    )
+
+    done = run_tool(source, "--output", tmp_path / "out" / "a.ipynb", "--set", "NUMBER=ab")
+
+    assert done.returncode == 0, done.stderr
+    assert "Sums" in done.stdout
+    assert "twice is abab" in done.stdout
+    assert str(tmp_path / "out" / "a.ipynb") in done.stdout
+    assert nbformat.read(source, as_version=4).cells[2].outputs == []
+
+
+def test_a_cell_that_fails_unasked_ends_the_run_and_is_kept(tmp_path: Path) -> None:
+    source = write_notebook(tmp_path / "a.ipynb", "1 / 0", "print('never')")
+
+    done = run_tool(source, "--output", tmp_path / "out.ipynb")
+
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+    assert str(tmp_path / "out.ipynb") in done.stderr
+    assert (
+        nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[0].outputs[0].ename == "ZeroDivisionError"
+    )
+
+
+def test_a_name_that_no_cell_sets_cannot_be_replaced(tmp_path: Path) -> None:
+    source = write_notebook(tmp_path / "a.ipynb", "HOST = 'local'")
+
+    with pytest.raises(KeyError, match="HOSTS"):
+        execute(source, tmp_path / "out.ipynb", replace={"HOSTS": "gpu-box"})

@@ -16,8 +16,7 @@ import fal_notebook
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = [Path(package.__file__ or "").parent for package in (fal_notebook, fal_agent)]
 SOURCES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
-NAMED = [f"{path.parents[len(path.relative_to(package).parents) - 1].name}/{path.relative_to(package)}"
-         for package in PACKAGES for path in sorted(package.rglob("*.py"))]  # fmt: skip
+AGENT_SOURCES = [path for path in SOURCES if path.is_relative_to(PACKAGES[1])]
 
 
 @pytest.mark.skipif(os.environ.get("FAL_TEST_WHEEL") != "1", reason="only `make test` tests the wheel")
@@ -56,7 +55,7 @@ def test_importing_loads_nothing_heavy() -> None:
     assert loaded == []
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=NAMED)
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: "/".join(path.parts[-3:]))
 def test_a_module_says_what_it_is_for(path: Path) -> None:
     """The first statement is a docstring, and there is no work left for later in the text."""
     text = path.read_text(encoding="utf-8")
@@ -65,7 +64,7 @@ def test_a_module_says_what_it_is_for(path: Path) -> None:
     assert not re.search(r"\b(TODO|FIXME|XXX|HACK)\b", text)
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if "fal_agent" in path.parts], ids=str)
+@pytest.mark.parametrize("path", AGENT_SOURCES, ids=lambda path: "/".join(path.parts[-3:]))
 def test_what_runs_on_a_host_imports_only_the_standard_library(path: Path) -> None:
     """At the top of a module: what a worker needs besides is imported where it is used."""
     import ast
@@ -81,6 +80,12 @@ def test_what_runs_on_a_host_imports_only_the_standard_library(path: Path) -> No
     tops = {name.split(".")[0] for name in names}
 
     assert tops <= {*sys.stdlib_module_names, "fal_agent"}
+
+
+def test_the_package_and_the_project_have_one_version() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+    assert f'\nversion = "{fal_notebook.__version__}"\n' in text
 
 
 def test_make_help_lists_every_target() -> None:
