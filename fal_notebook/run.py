@@ -17,11 +17,12 @@ from typing import Any, cast
 
 from fal_agent import pickling
 from fal_agent.wire import Failure, Item, Result
-
 from fal_notebook.hosts.base import Execution, Host, Parcel, Received
 from fal_notebook.rebuild import exception_from
 
 __all__ = ["Items", "Run", "follow", "load_result", "start"]
+
+_PATIENCE = 2  # KeyboardInterrupts after which `follow` no longer waits for the host
 
 Decode = Callable[[Received], Any]
 Draw = Callable[[Received], None]
@@ -220,9 +221,7 @@ def load_result(received: Received) -> Any:
     return pickling.load(received.data)
 
 
-def start(
-    host: Host, parcel: Parcel, *, decode: Decode = load_result, on_event: Draw | None = None
-) -> Run:
+def start(host: Host, parcel: Parcel, *, decode: Decode = load_result, on_event: Draw | None = None) -> Run:
     """Start a call.
 
     Args:
@@ -263,7 +262,7 @@ def follow(run: Run, draw: Draw) -> Any:
             run.acknowledge(received)
         except KeyboardInterrupt:
             presses += 1
-            if presses > 2:
+            if presses > _PATIENCE:
                 raise
             (run.interrupt if presses == 1 else run.kill)()
     return run.result()

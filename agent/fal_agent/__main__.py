@@ -14,14 +14,14 @@ import socket
 import sys
 import threading
 from pathlib import Path
-from typing import List, Optional
+from typing import Optional
 
 from fal_agent.paths import default_root
 
 __all__ = ["main"]
 
 
-def main(arguments: Optional[List[str]] = None) -> int:
+def main(arguments: Optional[list[str]] = None) -> int:
     """Run a command; give the exit status."""
     parser = argparse.ArgumentParser(prog="fal_agent", description=__doc__)
     parser.add_argument("--version", action="version", version=platform.python_version())
@@ -30,7 +30,9 @@ def main(arguments: Optional[List[str]] = None) -> int:
         command = commands.add_parser(name)
         command.add_argument("--root", type=Path, default=default_root())
         command.add_argument("--digest", required=True)
-        command.add_argument("--idle", type=float, default=600.0, help="seconds after which an unused agent ends")
+        command.add_argument(
+            "--idle", type=float, default=600.0, help="seconds after which an unused agent ends"
+        )
         command.add_argument("--label", action="append", default=[], help="label of this machine; repeatable")
     commands.add_parser("dial").add_argument("socket", type=Path)
     options = parser.parse_args(arguments)

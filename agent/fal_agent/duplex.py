@@ -10,11 +10,14 @@ from __future__ import annotations
 import signal
 import threading
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent.errors import ProtocolError
 from fal_agent.framing import Buffer, FrameDecoder
 from fal_agent.wire import PART_SIZE, BlobPart, Message, decode, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["Duplex", "uninterrupted"]
 
@@ -35,7 +38,7 @@ class Duplex:
     def __init__(
         self,
         stream: Any,
-        on_message: Callable[[Message, List[bytes]], None],
+        on_message: Callable[[Message, list[bytes]], None],
         on_close: Callable[[Optional[Exception]], None],
         *,
         name: str,
@@ -122,7 +125,7 @@ def uninterrupted() -> Iterator[None]:
     if not callable(previous):  # ignored, or set by something that is not Python
         yield
         return
-    held: List[Any] = []
+    held: list[Any] = []
     signal.signal(signal.SIGINT, lambda *args: held.append(args))
     try:
         yield

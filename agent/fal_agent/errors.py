@@ -199,7 +199,7 @@ class FalMissingDependencyError(FalServerlessError):
     """The host lacks a module that the function needs; the message names the fix."""
 
 
-class UserFunctionException(FalServerlessError):
+class UserFunctionException(FalServerlessError):  # noqa: N818 - the fal SDK's name
     """Your code raised an error whose class cannot be rebuilt in the notebook."""
 
 

@@ -17,9 +17,12 @@ from __future__ import annotations
 
 import json
 import struct
-from typing import Any, Iterable, NamedTuple, Sequence, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 from fal_agent.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 __all__ = ["MAX_BODY", "MAX_BUFFERS", "MAX_HEADER", "Buffer", "Frame", "FrameDecoder", "encode_frame"]
 
@@ -134,9 +137,13 @@ class FrameDecoder:
 
 def _check_prefix(magic: bytes, count: int, header_length: int, body_length: int) -> None:
     if magic != _MAGIC:
-        raise ProtocolError(f"the other side sent {magic!r} where a frame begins; it does not speak this protocol")
+        raise ProtocolError(
+            f"the other side sent {magic!r} where a frame begins; it does not speak this protocol"
+        )
     if count > MAX_BUFFERS or header_length > MAX_HEADER or body_length > MAX_BODY:
-        raise ProtocolError(f"a frame announces {header_length} + {body_length} bytes in {count} buffers: over the limit")
+        raise ProtocolError(
+            f"a frame announces {header_length} + {body_length} bytes in {count} buffers: over the limit"
+        )
 
 
 def _parse_header(text: bytes) -> dict[str, Any]:

@@ -16,10 +16,13 @@ has drawn or handed over, and the agent does so itself for runs that nobody watc
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Dict, List, Optional, Sequence, Tuple, Type, TypeVar, Union
+from typing import TYPE_CHECKING, Any, ClassVar, Optional, TypeVar, Union
 
 from fal_agent.errors import ProtocolError
 from fal_agent.framing import Buffer, Frame, encode_frame
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "INLINE_LIMIT",
@@ -63,7 +66,7 @@ INLINE_LIMIT = 256 << 10  # bytes of raw buffers that one message carries itself
 PART_SIZE = 256 << 10  # bytes of one part of a blob, at most
 WINDOW = 1 << 20  # bytes of events of one run that may be unacknowledged
 
-Data = List[Union[int, str]]
+Data = list[Union[int, str]]
 
 
 # ---------------------------------------------------------------- what a call asks for
@@ -74,7 +77,7 @@ class EnvironmentSpec:
     """What a virtual environment is asked to hold."""
 
     python: str  # "X.Y", the notebook's minor version unless said otherwise
-    layers: List[List[str]]  # install steps of PEP 508 lines; a later step may overrule an earlier one
+    layers: list[list[str]]  # install steps of PEP 508 lines; a later step may overrule an earlier one
     compile_bytecode: bool = False
     force: bool = False  # resolve and build anew even if it is known
 
@@ -83,9 +86,9 @@ class EnvironmentSpec:
 class Resources:
     """What a call asks of the machine; the alternatives are tried in order."""
 
-    machine_types: List[str] = field(default_factory=lambda: ["XS"])
+    machine_types: list[str] = field(default_factory=lambda: ["XS"])
     num_gpus: Optional[int] = None  # None: 1 for a GPU type, else 0
-    regions: Optional[List[str]] = None  # labels, one of which the host must carry
+    regions: Optional[list[str]] = None  # labels, one of which the host must carry
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class Call:
     timeout: Optional[float] = None  # seconds the call may run
     startup_timeout: Optional[float] = None  # seconds from a ready environment to a ready worker
     lease: float = 86400.0  # seconds the run may go on while no client of it is connected
-    files: List[List[Any]] = field(default_factory=list)  # app files: [relative path, blob, mode] each
+    files: list[list[Any]] = field(default_factory=list)  # app files: [relative path, blob, mode] each
     folder: Optional[str] = None  # working directory on the host; None: the user's home, or the app files'
     client: str = ""  # "X.Y.Z" of the notebook's Python
     scale_key: str = ""  # calls with the same key share `max_concurrency`; the function's qualified name
@@ -198,7 +201,7 @@ class Ask:
     type: ClassVar[str] = "ask"
     request_id: str
     question: str
-    arguments: Dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -228,7 +231,7 @@ class Need:
 
     type: ClassVar[str] = "need"
     run_id: str
-    names: List[str]  # blobs, or the function's digest
+    names: list[str]  # blobs, or the function's digest
 
 
 @dataclass(frozen=True)
@@ -369,7 +372,9 @@ class Failure:
     run_id: str
     kind: str
     message: str  # "ExceptionType: text" for the user's errors, else what happened and what to do next
-    detail: Dict[str, Any] = field(default_factory=dict)  # "traceback": text, "frames": see worker/failures.py
+    detail: dict[str, Any] = field(
+        default_factory=dict
+    )  # "traceback": text, "frames": see worker/failures.py
     data: Data = field(default_factory=list)
     seq: int = 0
     sent_at: float = 0.0
@@ -400,7 +405,7 @@ class Execute:
     arguments: Data
     function_data: Optional[Data] = None  # left out when this worker has it
     session: Optional[str] = None
-    blobs: Dict[str, str] = field(default_factory=dict)  # name -> path
+    blobs: dict[str, str] = field(default_factory=dict)  # name -> path
     outbox: str = ""  # folder where the worker puts large results, for the agent to take
     multiplexing: int = 1
     folder: Optional[str] = None  # where the call's app files lie
@@ -414,8 +419,8 @@ Message = Union[
     Display, Clear, Progress, Item, Result, Failure, Ready, Execute,
 ]  # fmt: skip
 
-_TYPES: Dict[str, Type[Any]] = {cls.type: cls for cls in Message.__args__}  # type: ignore[attr-defined]
-_NESTED: Dict[type, Dict[str, Type[Any]]] = {
+_TYPES: dict[str, type[Any]] = {cls.type: cls for cls in Message.__args__}  # type: ignore[attr-defined]
+_NESTED: dict[type, dict[str, type[Any]]] = {
     Submit: {"call": Call},
     Call: {"environment": EnvironmentSpec, "resources": Resources, "scaling": Scaling},
 }
@@ -446,12 +451,15 @@ def decode(frame: Frame) -> Message:
     return message
 
 
-def _plain(value: Any) -> Dict[str, Any]:
+def _plain(value: Any) -> dict[str, Any]:
     """`value`'s fields as JSON types; nested messages become objects."""
-    return {key: _plain(item) if hasattr(item, "__dataclass_fields__") else item for key, item in vars(value).items()}
+    return {
+        key: _plain(item) if hasattr(item, "__dataclass_fields__") else item
+        for key, item in vars(value).items()
+    }
 
 
-def _build(cls: Type[_M], fields_: Dict[str, Any]) -> _M:
+def _build(cls: type[_M], fields_: dict[str, Any]) -> _M:
     values = dict(fields_)
     for name, nested in _NESTED.get(cls, {}).items():
         if isinstance(values.get(name), dict):
@@ -466,7 +474,7 @@ def _build(cls: Type[_M], fields_: Dict[str, Any]) -> _M:
         raise ProtocolError(f"{cls.__name__}: {error}") from None
 
 
-def _kinds(annotation: str) -> Tuple[type, ...]:
+def _kinds(annotation: str) -> tuple[type, ...]:
     """The Python types that JSON may give for a field, from the annotation's outermost name."""
     optional = annotation.startswith("Optional[")
     name = annotation[len("Optional[") : -1] if optional else annotation
@@ -475,17 +483,17 @@ def _kinds(annotation: str) -> Tuple[type, ...]:
     return (*kinds, type(None)) if optional else kinds
 
 
-_JSON_KINDS: Dict[str, Tuple[type, ...]] = {
+_JSON_KINDS: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "int": (int,),
     "float": (int, float),
     "bool": (bool,),
     "Any": (object,),
     "Data": (list,),
-    "List": (list,),
-    "Dict": (dict,),
+    "list": (list,),
+    "dict": (dict,),
 }
-_KINDS: Dict[type, Dict[str, Tuple[type, ...]]] = {
+_KINDS: dict[type, dict[str, tuple[type, ...]]] = {
     cls: {item.name: _kinds(str(item.type)) for item in fields(cls)}
     for cls in [*_TYPES.values(), Call, EnvironmentSpec, Resources, Scaling]
 }

@@ -10,12 +10,13 @@ import os
 import threading
 import uuid
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fal_agent.errors import HostUnreachableError
 
-from fal_notebook.hosts.base import EventSink, Execution, Parcel
-from fal_notebook.hosts.client import AgentClient
+if TYPE_CHECKING:
+    from fal_notebook.hosts.base import EventSink, Execution, Parcel
+    from fal_notebook.hosts.client import AgentClient
 
 __all__ = ["AGENT_IDLE", "AgentHost", "agent_answer", "agent_idle"]
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from fal_agent.framing import Buffer
-from fal_agent.wire import Call, Event
+if TYPE_CHECKING:
+    from fal_agent.framing import Buffer
+    from fal_agent.wire import Call, Event
 
 __all__ = ["ByteStream", "CompletedCommand", "EventSink", "Execution", "Host", "Link", "Parcel", "Received"]
 

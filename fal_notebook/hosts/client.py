@@ -13,19 +13,38 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fal_agent.duplex import Duplex
 from fal_agent.errors import FalServerlessError, HostUnreachableError, LinkLostError
-from fal_agent.framing import Buffer
 from fal_agent.wire import (
-    INLINE_LIMIT, Ack, Answer, Ask, BlobPart, Cancel, Data, Failure, Hello, Interrupt, Item, Kill, Log, Message, Need,
-    Ping, Result, Submit, Welcome,
+    INLINE_LIMIT,
+    Ack,
+    Answer,
+    Ask,
+    BlobPart,
+    Cancel,
+    Data,
+    Failure,
+    Hello,
+    Interrupt,
+    Item,
+    Kill,
+    Log,
+    Message,
+    Need,
+    Ping,
+    Result,
+    Submit,
+    Welcome,
 )  # fmt: skip
-
 from fal_notebook.hosts.base import ByteStream, EventSink, Parcel, Received
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from fal_agent.framing import Buffer
 
 __all__ = ["CLIENT_ID", "AgentClient", "AgentExecution"]
 
@@ -130,7 +149,9 @@ class AgentClient:
         if all(name in self._blobs for name in parcel.blobs) and not self._function_needs_blobs(parcel):
             self._send_submit(execution)
         else:
-            threading.Thread(target=self._upload, args=(execution,), name=f"fal-upload-{run_id}", daemon=True).start()
+            threading.Thread(
+                target=self._upload, args=(execution,), name=f"fal-upload-{run_id}", daemon=True
+            ).start()
         return execution
 
     def ask(self, question: str, timeout: float, **arguments: Any) -> Any:
@@ -216,7 +237,9 @@ class AgentClient:
         assert parcel is not None
         blobs = dict(parcel.blobs)
         if self._function_needs_blobs(parcel):
-            blobs.update({_function_blob(parcel.call.function or "", i): p for i, p in enumerate(parcel.function_data)})
+            blobs.update(
+                {_function_blob(parcel.call.function or "", i): p for i, p in enumerate(parcel.function_data)}
+            )
         try:
             for name, data in blobs.items():
                 if name not in self._blobs:
@@ -258,7 +281,11 @@ class AgentClient:
             return
         execution.last_seq = event.seq
         execution.parcel = None
-        parts = buffers if isinstance(event, Log) else [self._part(ref, buffers) for ref in getattr(event, "data", ())]
+        parts = (
+            buffers
+            if isinstance(event, Log)
+            else [self._part(ref, buffers) for ref in getattr(event, "data", ())]
+        )
         if isinstance(event, (Result, Failure)):
             del self._executions[event.run_id]
         execution.sink(Received(event, parts))
@@ -300,14 +327,16 @@ class AgentClient:
     def _fail(self, execution: AgentExecution, kind: str, message: str) -> None:
         execution.withdrawn.set()
         if self._executions.pop(execution.run_id, None) is not None:
-            failure = Failure(execution.run_id, kind, message, seq=execution.last_seq + 1, sent_at=time.time())
+            failure = Failure(
+                execution.run_id, kind, message, seq=execution.last_seq + 1, sent_at=time.time()
+            )
             execution.sink(Received(failure))
 
     def _lost_error(self) -> LinkLostError:
         reason = f": {self._problem}" if self._problem else ""
         return LinkLostError(
-            f"the connection to {self.host_name!r} broke{reason}. The next call connects again; a run that was going "
-            "on goes on there for its lease"
+            f"the connection to {self.host_name!r} broke{reason}. The next call connects again; "
+            "a run that was going on goes on there for its lease"
         )
 
     def _watch(self) -> None:
@@ -343,5 +372,3 @@ def _write_blob(folder: Path, name: str, data: Buffer) -> None:
     except OSError:
         beside.unlink(missing_ok=True)
         raise
-
-

@@ -5,21 +5,18 @@ Runs in the notebook.
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import uuid
-import zipfile
 from pathlib import Path
 
 from fal_agent.errors import HostUnreachableError
 from fal_agent.paths import code_folder, default_root, socket_path
-
 from fal_notebook.hosts.agent_host import AgentHost, agent_answer, agent_idle
-from fal_notebook.hosts.archive import source_archive
+from fal_notebook.hosts.archive import Archive, source_archive
 from fal_notebook.hosts.client import AgentClient
 
 __all__ = ["LocalHost"]
@@ -51,11 +48,13 @@ class LocalHost(AgentHost):
         path = socket_path(root, archive.digest)
         stream = _dial(path)
         if stream is None:
-            code = _unpack(root, archive.digest, archive.data)
+            code = _unpack(root, archive)
             path = Path(_start(self.name, root, archive.digest, code))
             stream = _dial(path)
         if stream is None:
-            raise HostUnreachableError(f"the agent of this machine started, but {path} cannot be connected to")
+            raise HostUnreachableError(
+                f"the agent of this machine started, but {path} cannot be connected to"
+            )
         return AgentClient(stream, host_name=self.name, part_size=_PART_SIZE, blob_folder=root / "blobs")
 
 
@@ -70,17 +69,18 @@ def _dial(path: Path) -> socket.socket | None:
     return stream
 
 
-def _unpack(root: Path, digest: str, data: bytes) -> Path:
+def _unpack(root: Path, archive: Archive) -> Path:
     """Put the sources where the agent and its workers import them from; whole or not at all."""
-    folder = code_folder(root, digest)
+    folder = code_folder(root, archive.digest)
     if folder.is_dir():
         return folder
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    beside = folder.with_name(f".{digest}-{uuid.uuid4().hex[:8]}")
+    beside = folder.with_name(f".{archive.digest}-{uuid.uuid4().hex[:8]}")
     beside.mkdir(parents=True, mode=0o700)
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            archive.extractall(beside)
+        for name, content in archive.files.items():
+            (beside / name).parent.mkdir(parents=True, exist_ok=True)
+            (beside / name).write_bytes(content)
         try:
             beside.rename(folder)
         except OSError:  # somebody else was quicker
@@ -106,5 +106,7 @@ def _start(name: str, root: Path, digest: str, code: Path) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise HostUnreachableError(f"the agent of this machine did not start within {_START_TIMEOUT:g} s") from None
+        raise HostUnreachableError(
+            f"the agent of this machine did not start within {_START_TIMEOUT:g} s"
+        ) from None
     return str(agent_answer(name, done.stdout, done.stderr)["socket"])

@@ -12,7 +12,6 @@ import threading
 from typing import TYPE_CHECKING
 
 from fal_agent.errors import HostUnreachableError
-
 from fal_notebook import config
 from fal_notebook.hosts.agent_host import AgentHost, agent_answer, agent_idle
 from fal_notebook.hosts.archive import source_archive
@@ -20,6 +19,8 @@ from fal_notebook.hosts.client import AgentClient
 from fal_notebook.hosts.uv_binary import uv_for
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fal_notebook.hosts.paramiko_link import ParamikoLink
 
 __all__ = ["SSHHost"]
@@ -110,16 +111,16 @@ class SSHHost(AgentHost):
         root, python = facts["root"], facts["python"]
         if not python:
             raise HostUnreachableError(
-                f"{self.name!r} has no Python 3.9 or newer that the agent could run on. Install python3 there, or "
-                f'name one: `python = "/path/to/python3"` under [hosts."{self.name}"] in {config.load().path}'
+                f"{self.name!r} has no Python 3.9 or newer for the agent to run on. Install python3 there, or name "
+                f'one: `python = "/path/to/python3"` under [hosts."{self.name}"] in {config.load().path}'
             )
         code = f"{root}/code/{archive.digest}"
         if facts["code"] != "yes":
             self._bring_code(link, python, code, archive.data)
         if not facts["uv"]:
             link.upload(f"{root}/bin/uv", uv_for(self.name, facts["system"], facts["machine"]), mode=0o700)
-        socket_path = self._start_agent(link, root, python, code, archive.digest, settings.labels)
         agent = f"PYTHONPATH={shlex.quote(code)} exec {shlex.quote(python)} -m fal_agent"
+        socket_path = self._start_agent(link, agent, root, archive.digest, settings.labels)
         link.dial_command = f"{agent} dial {shlex.quote(socket_path)}"
         stream = link.dial(socket_path)
         return AgentClient(stream, host_name=self.name, part_size=_PART_SIZE, heartbeat=True)
@@ -132,7 +133,9 @@ class SSHHost(AgentHost):
             return dict(json.loads(done.stdout.decode().strip().splitlines()[-1]))
         except (ValueError, IndexError):
             text = (done.stderr or done.stdout).decode("utf-8", "replace").strip()[-1000:]
-            raise HostUnreachableError(f"{self.name!r} could not be looked at; its shell said:\n{text}") from None
+            raise HostUnreachableError(
+                f"{self.name!r} could not be looked at; its shell said:\n{text}"
+            ) from None
 
     def _bring_code(self, link: ParamikoLink, python: str, code: str, data: bytes) -> None:
         archive = f"{code}.zip"
@@ -147,11 +150,10 @@ class SSHHost(AgentHost):
             raise HostUnreachableError(f"the agent's sources could not be put on {self.name!r}:\n{text}")
 
     def _start_agent(
-        self, link: ParamikoLink, root: str, python: str, code: str, digest: str, labels: tuple[str, ...]
+        self, link: ParamikoLink, agent: str, root: str, digest: str, labels: Sequence[str]
     ) -> str:
-        words = [python, "-m", "fal_agent", "start", "--root", root, "--digest", digest, "--idle", str(agent_idle())]
+        words = ["start", "--root", root, "--digest", digest, "--idle", str(agent_idle())]
         for label in labels:
             words += ["--label", label]
-        done = link.run(f"PYTHONPATH={shlex.quote(code)} exec {shlex.join(words)}", timeout=_COMMAND_TIMEOUT)
+        done = link.run(f"{agent} {shlex.join(words)}", timeout=_COMMAND_TIMEOUT)
         return str(agent_answer(self.name, done.stdout, done.stderr)["socket"])
-

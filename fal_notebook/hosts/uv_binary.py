@@ -38,7 +38,8 @@ def uv_for(host_name: str, system: str, machine: str) -> bytes:
     if platform is None:
         supported = ", ".join(f"{name} {kind}" for name, kind in _PLATFORMS)
         raise HostUnreachableError(
-            f"{host_name!r} is {system} {machine} and has no uv; fal_notebook can bring uv to {supported}. Install uv there"
+            f"{host_name!r} is {system} {machine} and has no uv; fal_notebook can bring it to {supported}. "
+            "Install uv there"
         )
     version = subprocess.run(
         [uv.find_uv_bin(), "--version"], capture_output=True, text=True, timeout=_TIMEOUT, check=True
@@ -50,7 +51,8 @@ def uv_for(host_name: str, system: str, machine: str) -> bytes:
         program = Path(folder) / "bin" / "uv"
         if done.returncode != 0 or not program.is_file():
             raise HostUnreachableError(
-                f"{host_name!r} has no uv, and its build for {platform} could not be fetched:\n{done.stderr.strip()}\n"
+                f"{host_name!r} has no uv, and its build for {platform} could not be fetched:\n"
+                f"{done.stderr.strip()}\n"
                 "Install uv there, or try again with the package index in reach"
             )
         return program.read_bytes()

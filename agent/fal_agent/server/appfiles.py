@@ -12,14 +12,17 @@ import os
 import shutil
 import uuid
 from pathlib import Path, PurePosixPath
-from typing import Any, Callable, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent.errors import AppFileUploadException
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 __all__ = ["lay_out_files"]
 
 
-def lay_out_files(root: Path, files: Sequence[List[Any]], blob_path: Callable[[str], Optional[Path]]) -> Path:
+def lay_out_files(root: Path, files: Sequence[list[Any]], blob_path: Callable[[str], Optional[Path]]) -> Path:
     """Make the folder that holds `files` and give its path.
 
     Args:

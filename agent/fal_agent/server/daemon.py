@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent.errors import FalServerlessError
 from fal_agent.paths import socket_path
@@ -37,6 +37,9 @@ from fal_agent.server.rpc import Connection
 from fal_agent.server.service import Service
 from fal_agent.server.worker import Worker
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 __all__ = ["serve", "start"]
 
 _log = logging.getLogger(__name__)
@@ -45,8 +48,8 @@ _LOG_LIMIT = 4 << 20
 
 
 def start(
-    root: Path, digest: str, *, idle: float, labels: List[str], timeout: float = 30.0
-) -> Dict[str, Any]:
+    root: Path, digest: str, *, idle: float, labels: list[str], timeout: float = 30.0
+) -> dict[str, Any]:
     """Make sure that the agent listens, and say where.
 
     Args:
@@ -67,7 +70,7 @@ def start(
     for folder in (root, root / "run", run, path.parent):
         _make_private(folder)
     deadline = time.monotonic() + timeout
-    process: Optional["subprocess.Popen[bytes]"] = None
+    process: Optional[subprocess.Popen[bytes]] = None
     while not _listens(path):
         if process is None or process.poll() is not None:
             process = _spawn(root, digest, run, idle, labels)
@@ -79,7 +82,7 @@ def start(
     return {"socket": str(path)}
 
 
-def _spawn(root: Path, digest: str, run: Path, idle: float, labels: List[str]) -> "subprocess.Popen[bytes]":
+def _spawn(root: Path, digest: str, run: Path, idle: float, labels: list[str]) -> subprocess.Popen[bytes]:
     log_path = run / "agent.log"
     if log_path.exists() and log_path.stat().st_size > _LOG_LIMIT:
         log_path.replace(run / "agent.log.1")
@@ -103,7 +106,7 @@ def _spawn(root: Path, digest: str, run: Path, idle: float, labels: List[str]) -
         )
 
 
-def serve(root: Path, digest: str, *, idle: float, labels: List[str]) -> int:
+def serve(root: Path, digest: str, *, idle: float, labels: list[str]) -> int:
     """Be the agent until idle or told to end; at once if there is one already. Gives the exit status."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     os.umask(0o077)
@@ -125,7 +128,7 @@ def serve(root: Path, digest: str, *, idle: float, labels: List[str]) -> int:
 class _Agent:
     """The agent's parts put together."""
 
-    def __init__(self, root: Path, digest: str, idle: float, labels: List[str]) -> None:
+    def __init__(self, root: Path, digest: str, idle: float, labels: list[str]) -> None:
         self._root, self._idle = root, idle
         self._run_folder = root / "run" / digest[:16]
         self._journal = Journal(root / "journal-1.sqlite3")
@@ -171,8 +174,8 @@ class _Agent:
                 functions=self._functions,
                 blobs=self._blobs,
                 on_ready=lambda _worker: self._pool.serve_all(),
-                on_release=lambda worker, run: self._pool.release(worker, run),
-                on_gone=lambda worker: self._pool.worker_gone(worker),
+                on_release=lambda worker, run: self._pool.release(worker, run),  # noqa: PLW0108 - the pool is made later
+                on_gone=lambda worker: self._pool.worker_gone(worker),  # noqa: PLW0108
             )
 
         logs = self._run_folder / "workers"
@@ -185,7 +188,7 @@ class _Agent:
             devices=Devices(GpuLender()),
             reaper=self._reaper,
             make_worker=make_worker,
-            is_connected=lambda client: self._service.is_connected(client),
+            is_connected=lambda client: self._service.is_connected(client),  # noqa: PLW0108 - made later
         )
 
     def _make_service(self) -> Service:
@@ -229,7 +232,7 @@ class _Agent:
     async def _end_workers(self) -> None:
         self._pool.end_all()
         deadline = time.monotonic() + 5.0
-        while self._pool.workers and time.monotonic() < deadline:
+        while self._pool.workers and time.monotonic() < deadline:  # noqa: ASYNC110 - the loop is about to end
             await asyncio.sleep(0.05)
 
 

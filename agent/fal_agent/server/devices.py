@@ -6,9 +6,12 @@ Runs in the agent, on its event loop.
 from __future__ import annotations
 
 import asyncio
-from typing import List, Optional, Sequence
+from typing import TYPE_CHECKING, Optional
 
-from fal_agent.server.gpus import GpuLender
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fal_agent.server.gpus import GpuLender
 
 __all__ = ["Devices"]
 
@@ -25,7 +28,7 @@ class Devices:
         self._turn = asyncio.Lock()
         self.reason = ""
 
-    async def lend(self, count: int, model: Optional[str], own_pids: Sequence[int]) -> Optional[List[int]]:
+    async def lend(self, count: int, model: Optional[str], own_pids: Sequence[int]) -> Optional[list[int]]:
         """Give `count` free devices whose name contains `model`, or None when that many are not free.
 
         Args:

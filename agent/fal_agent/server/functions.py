@@ -7,9 +7,12 @@ client is asked to send it again.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import List, Sequence, Tuple
+from typing import TYPE_CHECKING
 
-from fal_agent.wire import Data
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fal_agent.wire import Data
 
 __all__ = ["FunctionStore", "extract"]
 
@@ -23,7 +26,7 @@ class FunctionStore:
 
     def __init__(self, limit: int = 256 << 20) -> None:
         self._limit = limit
-        self._kept: "OrderedDict[str, Tuple[Data, List[bytes]]]" = OrderedDict()
+        self._kept: OrderedDict[str, tuple[Data, list[bytes]]] = OrderedDict()
         self._size = 0
 
     def __contains__(self, digest: str) -> bool:
@@ -41,7 +44,7 @@ class FunctionStore:
             _, (_, dropped) = self._kept.popitem(last=False)
             self._size -= sum(len(buffer) for buffer in dropped)
 
-    def data(self, digest: str, *, offset: int) -> Tuple[Data, List[bytes]]:
+    def data(self, digest: str, *, offset: int) -> tuple[Data, list[bytes]]:
         """Give a function's references and buffers, for a frame that has `offset` buffers already.
 
         Raises:
@@ -52,14 +55,14 @@ class FunctionStore:
         return [ref + offset if isinstance(ref, int) else ref for ref in refs], buffers
 
 
-def extract(data: Data, buffers: Sequence[bytes]) -> Tuple[Data, List[bytes]]:
+def extract(data: Data, buffers: Sequence[bytes]) -> tuple[Data, list[bytes]]:
     """Give `data` with its references counted from 0, and just the buffers it refers to.
 
     Raises:
         IndexError: it refers to a buffer that is not there.
     """
     refs: Data = []
-    own: List[bytes] = []
+    own: list[bytes] = []
     for ref in data:
         if isinstance(ref, int):
             refs.append(len(own))

@@ -13,13 +13,17 @@ import time
 import uuid
 from collections import deque
 from pathlib import Path
-from typing import Callable, Deque, Dict, List, NamedTuple, Optional, Set, Tuple
+from typing import TYPE_CHECKING, NamedTuple, Optional
 
-from fal_agent.server.devices import Devices
 from fal_agent.server.process import WorkerProcess, worker_variables
-from fal_agent.server.reaper import Reaper
-from fal_agent.server.runs import Run
-from fal_agent.server.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fal_agent.server.devices import Devices
+    from fal_agent.server.reaper import Reaper
+    from fal_agent.server.runs import Run
+    from fal_agent.server.worker import Worker
 
 __all__ = ["Pool", "WorkerKey"]
 
@@ -40,7 +44,7 @@ class WorkerKey(NamedTuple):
     folder: Optional[str]
 
 
-_Queue = Tuple[WorkerKey, str]  # and the calls' scale key
+_Queue = tuple[WorkerKey, str]  # and the calls' scale key
 
 
 class Pool:
@@ -72,10 +76,10 @@ class Pool:
         self._root, self._code, self._log_folder = root, code, log_folder
         self._slots, self._devices, self._reaper = slots, devices, reaper
         self._make_worker, self._is_connected = make_worker, is_connected
-        self._queues: Dict[_Queue, Deque[Run]] = {}
-        self._running: Dict[str, int] = {}  # calls in progress by scale key
-        self._tasks: Set["asyncio.Task[None]"] = set()
-        self.workers: List[Worker] = []
+        self._queues: dict[_Queue, deque[Run]] = {}
+        self._running: dict[str, int] = {}  # calls in progress by scale key
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.workers: list[Worker] = []
 
     # ------------------------------------------------------------ runs
 
@@ -189,7 +193,7 @@ class Pool:
             return
         self._start(run, key)
 
-    def _has_room(self, run: Run, mine: List[Worker]) -> bool:
+    def _has_room(self, run: Run, mine: list[Worker]) -> bool:
         limit = run.call.scaling.max_concurrency
         if limit is not None and sum(1 for worker in mine if not worker.sessions) >= limit:
             return False
@@ -229,9 +233,10 @@ class Pool:
             reaper=self._reaper,
         )
         worker.process = process
-        folder = key.folder if key.folder and Path(key.folder).is_dir() else str(Path.home())
         try:
-            process.start([str(environment.python), "-m", "fal_agent.worker"], variables, folder)
+            process.start(
+                [str(environment.python), "-m", "fal_agent.worker"], variables, _existing(key.folder)
+            )
         except OSError as error:
             worker.start_problem = f"the interpreter {environment.python} cannot be started: {error}"
             worker.on_exit(None)
@@ -302,6 +307,11 @@ class Pool:
             return False
         alike = sum(1 for item in self.workers if item.key == worker.key and not item.is_ending)
         return alike <= worker.keep_at_least
+
+
+def _existing(folder: Optional[str]) -> str:
+    """The folder if it is there, else the user's home."""
+    return folder if folder and Path(folder).is_dir() else str(Path.home())
 
 
 def worker_key(run: Run) -> WorkerKey:

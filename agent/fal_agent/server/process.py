@@ -14,12 +14,15 @@ import socket
 import subprocess
 import threading
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence, cast
+from typing import TYPE_CHECKING, Optional, cast
 
 from fal_agent.errors import ProtocolError
 from fal_agent.framing import Buffer, FrameDecoder
 from fal_agent.server.reaper import Reaper, end_worker
 from fal_agent.wire import Message, decode, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 __all__ = ["WorkerProcess", "describe_exit", "oom_kills", "worker_variables"]
 
@@ -44,7 +47,7 @@ class WorkerProcess(asyncio.Protocol):
         self,
         worker_id: str,
         *,
-        on_message: Callable[[Message, List[bytes]], None],
+        on_message: Callable[[Message, list[bytes]], None],
         on_exit: Callable[[Optional[int]], None],
         log_path: Path,
         reaper: Reaper,
@@ -58,9 +61,9 @@ class WorkerProcess(asyncio.Protocol):
         self._transport: Optional[asyncio.Transport] = None
         self._loop = asyncio.get_running_loop()
         self._connection_gone = asyncio.Event()
-        self._early: List[bytes] = []  # frames sent before the connection is ready
+        self._early: list[bytes] = []  # frames sent before the connection is ready
 
-    def start(self, command: Sequence[str], variables: Dict[str, str], folder: str) -> None:
+    def start(self, command: Sequence[str], variables: dict[str, str], folder: str) -> None:
         """Start the process.
 
         Raises:
@@ -142,7 +145,7 @@ class WorkerProcess(asyncio.Protocol):
     async def _connect(self, ours: socket.socket) -> None:
         await self._loop.create_connection(lambda: self, sock=ours)
 
-    def _wait(self, process: "subprocess.Popen[bytes]") -> None:
+    def _wait(self, process: subprocess.Popen[bytes]) -> None:
         status = process.wait()
         try:
             self._loop.call_soon_threadsafe(self._schedule_exit, status)
@@ -167,7 +170,7 @@ class WorkerProcess(asyncio.Protocol):
 
 def worker_variables(
     worker_id: str, *, code: Path, root: Path, python: Path, devices: Optional[Sequence[int]]
-) -> Dict[str, str]:
+) -> dict[str, str]:
     """Environment variables of a worker.
 
     Args:

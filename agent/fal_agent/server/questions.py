@@ -10,16 +10,20 @@ import logging
 import os
 import platform
 import time
-from typing import Any, Callable, Dict, List, Optional, Set
+from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent.errors import FalServerlessException
-from fal_agent.server.environments.cache import EnvironmentCache
 from fal_agent.server.gpus import list_gpus
-from fal_agent.server.journal import Journal
 from fal_agent.server.machine import machine_facts
-from fal_agent.server.pool import Pool
-from fal_agent.server.rpc import Connection
 from fal_agent.wire import Answer, Ask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fal_agent.server.environments.cache import EnvironmentCache
+    from fal_agent.server.journal import Journal
+    from fal_agent.server.pool import Pool
+    from fal_agent.server.rpc import Connection
 
 __all__ = ["Questions"]
 
@@ -40,7 +44,7 @@ class Questions:
         self._environments, self._journal, self._pool = environments, journal, pool
         self._shut_down = shut_down
         self._started_at = time.time()
-        self._tasks: Set["asyncio.Task[None]"] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def answer(self, connection: Connection, ask: Ask) -> None:
         """Answer a question when its answer is there."""
@@ -64,7 +68,7 @@ class Questions:
             return
         connection.send(Answer(ask.request_id, content=content))
 
-    async def on_status(self) -> Dict[str, Any]:
+    async def on_status(self) -> dict[str, Any]:
         """The machine, its GPUs, and the workers on it."""
         loop = asyncio.get_running_loop()
         facts = await loop.run_in_executor(None, machine_facts, self._environments.root)
@@ -80,21 +84,21 @@ class Questions:
             "workers": [self._worker(worker) for worker in self._pool.workers],
         }
 
-    async def on_environments(self) -> List[Dict[str, Any]]:
+    async def on_environments(self) -> list[dict[str, Any]]:
         """The environments on the host, with their sizes."""
         return await asyncio.get_running_loop().run_in_executor(None, self._environments.infos)
 
-    async def on_runs(self, client_id: Optional[str] = None, limit: int = 100) -> List[Dict[str, Any]]:
+    async def on_runs(self, client_id: Optional[str] = None, limit: int = 100) -> list[dict[str, Any]]:
         """The latest runs."""
         self._journal.flush()
         return [_plain(record) for record in self._journal.runs(client_id=client_id, limit=limit)]
 
-    async def on_stop(self, session: Optional[str] = None, everything: bool = False) -> Dict[str, int]:
+    async def on_stop(self, session: Optional[str] = None, everything: bool = False) -> dict[str, int]:
         """End the workers of a session, of all sessions, or all workers."""
         ended = self._pool.end_all() if everything else self._pool.end_session(session)
         return {"workers": ended}
 
-    async def on_prune(self, budget: int = 0) -> List[str]:
+    async def on_prune(self, budget: int = 0) -> list[str]:
         """Remove the environments that were not used for longest, beyond `budget` bytes."""
         used = {worker.key.environment for worker in self._pool.workers}
         return await asyncio.get_running_loop().run_in_executor(None, self._environments.prune, budget, used)
@@ -105,7 +109,7 @@ class Questions:
         asyncio.get_running_loop().call_later(0.2, self._shut_down)
         return True
 
-    def _worker(self, worker: Any) -> Dict[str, Any]:
+    def _worker(self, worker: Any) -> dict[str, Any]:
         return {
             "pid": worker.pid,
             "environment": worker.key.environment,

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from typing import Callable, Deque, Dict, Iterator, List, Optional, Sequence, Set, Tuple, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Optional, cast
 
 from fal_agent.errors import FalServerlessException, ProtocolError
 from fal_agent.framing import Buffer, FrameDecoder
@@ -19,7 +20,7 @@ __all__ = ["Connection"]
 
 _log = logging.getLogger(__name__)
 
-ReadParts = Callable[[str, int], Iterator[Tuple[int, int, bytes]]]  # blob, part size -> offset, size, data
+ReadParts = Callable[[str, int], Iterator[tuple[int, int, bytes]]]  # blob, part size -> offset, size, data
 
 
 class Connection(asyncio.Protocol):
@@ -37,8 +38,8 @@ class Connection(asyncio.Protocol):
 
     def __init__(
         self,
-        on_message: Callable[["Connection", Message, List[bytes]], None],
-        on_lost: Callable[["Connection"], None],
+        on_message: Callable[[Connection, Message, list[bytes]], None],
+        on_lost: Callable[[Connection], None],
         read_parts: ReadParts,
     ) -> None:
         self._on_message, self._on_lost, self._read_parts = on_message, on_lost, read_parts
@@ -46,8 +47,8 @@ class Connection(asyncio.Protocol):
         self._transport: Optional[asyncio.Transport] = None
         self._writable = asyncio.Event()
         self._writable.set()
-        self._queues: Dict[str, Deque[Tuple[bytes, Sequence[str]]]] = {}
-        self._tasks: Set["asyncio.Task[None]"] = set()
+        self._queues: dict[str, deque[tuple[bytes, Sequence[str]]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self.client_id = ""
         self.part_size = PART_SIZE
         self.shares_files = False

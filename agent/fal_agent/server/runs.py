@@ -6,16 +6,20 @@ whose notebook is away goes on: the agent acknowledges in the notebook's stead.
 
 from __future__ import annotations
 
-import asyncio
 import time
-from typing import Any, Callable, Dict, List, Optional, Sequence, Set
+from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent.framing import Buffer, encode_frame
-from fal_agent.server.environments.cache import Environment
-from fal_agent.server.journal import Journal
-from fal_agent.server.machine import Match
-from fal_agent.server.rpc import Connection
 from fal_agent.wire import Ack, Call, Event, Failure, Log, Result, Stage
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Sequence
+
+    from fal_agent.server.environments.cache import Environment
+    from fal_agent.server.journal import Journal
+    from fal_agent.server.machine import Match
+    from fal_agent.server.rpc import Connection
 
 __all__ = ["FINISHED", "Run"]
 
@@ -37,7 +41,7 @@ class Run:
     """
 
     def __init__(
-        self, run_id: str, call: Call, buffers: List[bytes], connection: Connection, journal: Journal
+        self, run_id: str, call: Call, buffers: list[bytes], connection: Connection, journal: Journal
     ) -> None:
         self.run_id, self.call, self.buffers = run_id, call, buffers
         self.client_id = connection.client_id
@@ -49,8 +53,8 @@ class Run:
         self.queued_at = time.monotonic()
         self.told_to_wait = False
         self.ended_by: Optional[Failure] = None  # what an interrupt or a kill on our part will be reported as
-        self.timers: Dict[str, asyncio.TimerHandle] = {}
-        self.on_finish: List[Callable[["Run"], None]] = []
+        self.timers: dict[str, asyncio.TimerHandle] = {}
+        self.on_finish: list[Callable[[Run], None]] = []
         self._journal = journal
         self._seq = 0
 
@@ -60,7 +64,7 @@ class Run:
         return self.state in FINISHED
 
     @property
-    def blobs(self) -> Set[str]:
+    def blobs(self) -> set[str]:
         """Names of the blobs that the call's data needs."""
         refs = [
             *self.call.arguments,

@@ -14,23 +14,40 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Callable, Deque, Dict, List, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent.errors import EnvironmentBuildError, FalServerlessException, RequirementError, ResourceError
 from fal_agent.framing import FrameDecoder
 from fal_agent.server.appfiles import lay_out_files
-from fal_agent.server.blobs import BlobStore
-from fal_agent.server.environments.cache import Environment, EnvironmentCache
 from fal_agent.server.functions import FunctionStore, extract
-from fal_agent.server.journal import Journal
-from fal_agent.server.pool import Pool
-from fal_agent.server.questions import Questions
-from fal_agent.server.rpc import Connection
 from fal_agent.server.runs import Run
 from fal_agent.wire import (
-    Ack, Ask, BlobPart, Cancel, Failure, Hello, Interrupt, Kill, Message, Need, Ping, Pong, Submit, Welcome,
+    Ack,
+    Ask,
+    BlobPart,
+    Cancel,
+    Failure,
+    Hello,
+    Interrupt,
+    Kill,
+    Message,
+    Need,
+    Ping,
+    Pong,
+    Submit,
+    Welcome,
 )  # fmt: skip
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from fal_agent.server.blobs import BlobStore
+    from fal_agent.server.environments.cache import Environment, EnvironmentCache
+    from fal_agent.server.journal import Journal
+    from fal_agent.server.pool import Pool
+    from fal_agent.server.questions import Questions
+    from fal_agent.server.rpc import Connection
 
 __all__ = ["Service"]
 
@@ -69,12 +86,12 @@ class Service:
         self._journal, self._blobs, self._functions = journal, blobs, functions
         self._environments, self._pool, self._questions, self._match = environments, pool, questions, match
         self._builders = ThreadPoolExecutor(_BUILDERS, thread_name_prefix="fal-build")
-        self._known_environments: Dict[str, Environment] = {}
-        self._building: Dict[str, threading.Event] = {}
-        self._leases: Dict[str, asyncio.TimerHandle] = {}
-        self._refusals: Dict[str, str] = {}  # blobs that could not be kept, and why
-        self._finished: Deque[str] = deque()
-        self._handlers: Dict[type, Callable[[Connection, Any, List[bytes]], None]] = {
+        self._known_environments: dict[str, Environment] = {}
+        self._building: dict[str, threading.Event] = {}
+        self._leases: dict[str, asyncio.TimerHandle] = {}
+        self._refusals: dict[str, str] = {}  # blobs that could not be kept, and why
+        self._finished: deque[str] = deque()
+        self._handlers: dict[type, Callable[[Connection, Any, list[bytes]], None]] = {
             Hello: self._hello,
             Submit: self._submit,
             BlobPart: self._blob_part,
@@ -85,12 +102,12 @@ class Service:
             Ask: self._ask,
             Ping: self._ping,
         }
-        self.connections: List[Connection] = []
-        self.runs: Dict[str, Run] = {}
+        self.connections: list[Connection] = []
+        self.runs: dict[str, Run] = {}
 
     # ------------------------------------------------------------ connections
 
-    def handle(self, connection: Connection, message: Message, buffers: List[bytes]) -> None:
+    def handle(self, connection: Connection, message: Message, buffers: list[bytes]) -> None:
         """Act on a message; one that makes no sense here ends the connection."""
         handler = self._handlers.get(type(message))
         if handler is None or (not connection.client_id and not isinstance(message, (Hello, Ping))):
@@ -114,24 +131,24 @@ class Service:
         """Whether a notebook with this id is connected."""
         return any(connection.client_id == client_id for connection in self.connections)
 
-    def active_runs(self) -> List[Run]:
+    def active_runs(self) -> list[Run]:
         """Runs that have not ended."""
         return [run for run in self.runs.values() if not run.is_finished]
 
-    def _hello(self, connection: Connection, message: Hello, _buffers: List[bytes]) -> None:
+    def _hello(self, connection: Connection, message: Hello, _buffers: list[bytes]) -> None:
         connection.client_id = message.client_id
         connection.part_size = max(1024, message.part_size)
         connection.shares_files = message.shares_files
         self.connections.append(connection)
         connection.send(self._welcome)
 
-    def _ping(self, connection: Connection, message: Ping, _buffers: List[bytes]) -> None:
+    def _ping(self, connection: Connection, message: Ping, _buffers: list[bytes]) -> None:
         connection.send(Pong(message.number))
 
-    def _ask(self, connection: Connection, message: Ask, _buffers: List[bytes]) -> None:
+    def _ask(self, connection: Connection, message: Ask, _buffers: list[bytes]) -> None:
         self._questions.answer(connection, message)
 
-    def _blob_part(self, connection: Connection, message: BlobPart, buffers: List[bytes]) -> None:
+    def _blob_part(self, connection: Connection, message: BlobPart, buffers: list[bytes]) -> None:
         data = buffers[0] if buffers else b""
         try:
             self._blobs.write(message.blob, message.offset, message.size, data, writer=str(id(connection)))
@@ -142,7 +159,7 @@ class Service:
 
     # ------------------------------------------------------------ calls
 
-    def _submit(self, connection: Connection, message: Submit, buffers: List[bytes]) -> None:
+    def _submit(self, connection: Connection, message: Submit, buffers: list[bytes]) -> None:
         known = self.runs.get(message.run_id)
         if known is not None:
             self._attach(known, connection)
@@ -225,7 +242,7 @@ class Service:
             run.call = dataclasses.replace(run.call, folder=str(folder))
         return environment
 
-    def _built(self, run: Run, key: str, done: "asyncio.Future[Environment]") -> None:
+    def _built(self, run: Run, key: str, done: asyncio.Future[Environment]) -> None:
         self._building.pop(run.run_id, None)
         if run.is_finished:
             return
@@ -261,12 +278,12 @@ class Service:
 
     # ------------------------------------------------------------ calls in progress
 
-    def _ack(self, _connection: Connection, message: Ack, _buffers: List[bytes]) -> None:
+    def _ack(self, _connection: Connection, message: Ack, _buffers: list[bytes]) -> None:
         run = self.runs.get(message.run_id)
         if run is not None and run.worker is not None and not run.is_finished:
             run.worker.send(message)
 
-    def _interrupt(self, _connection: Connection, message: Interrupt, _buffers: List[bytes]) -> None:
+    def _interrupt(self, _connection: Connection, message: Interrupt, _buffers: list[bytes]) -> None:
         run = self.runs.get(message.run_id)
         if run is None or run.is_finished:
             return
@@ -275,12 +292,12 @@ class Service:
         else:
             self._withdraw(run, Failure(run.run_id, "interrupted", "KeyboardInterrupt", sent_at=time.time()))
 
-    def _cancel(self, _connection: Connection, message: Cancel, _buffers: List[bytes]) -> None:
+    def _cancel(self, _connection: Connection, message: Cancel, _buffers: list[bytes]) -> None:
         run = self.runs.get(message.run_id)
         if run is not None and not run.is_finished:
             self._stop(run, "cancelled", f"{run.call.label} was cancelled")
 
-    def _kill(self, _connection: Connection, message: Kill, _buffers: List[bytes]) -> None:
+    def _kill(self, _connection: Connection, message: Kill, _buffers: list[bytes]) -> None:
         run = self.runs.get(message.run_id)
         if run is None or run.is_finished:
             return

@@ -8,15 +8,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence, Set
+from typing import TYPE_CHECKING, Optional
 
-from fal_agent.framing import Buffer
-from fal_agent.server.blobs import BlobStore
-from fal_agent.server.functions import FunctionStore
 from fal_agent.server.process import WorkerProcess, describe_exit, oom_kills
-from fal_agent.server.runs import Run
 from fal_agent.wire import (
     Clear,
     Display,
@@ -32,7 +29,13 @@ from fal_agent.wire import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from fal_agent.framing import Buffer
+    from fal_agent.server.blobs import BlobStore
+    from fal_agent.server.functions import FunctionStore
     from fal_agent.server.pool import WorkerKey
+    from fal_agent.server.runs import Run
 
 __all__ = ["Worker"]
 
@@ -63,21 +66,21 @@ class Worker:
 
     def __init__(
         self,
-        key: "WorkerKey",
+        key: WorkerKey,
         *,
         functions: FunctionStore,
         blobs: BlobStore,
-        on_ready: Callable[["Worker"], None],
-        on_release: Callable[["Worker", Run], None],
-        on_gone: Callable[["Worker"], None],
+        on_ready: Callable[[Worker], None],
+        on_release: Callable[[Worker, Run], None],
+        on_gone: Callable[[Worker], None],
     ) -> None:
         self.key = key
         self._functions, self._blobs = functions, blobs
         self._on_ready, self._on_release, self._on_gone = on_ready, on_release, on_gone
         self.process: Optional[WorkerProcess] = None
-        self.runs: Dict[str, Run] = {}
-        self.sessions: Dict[str, str] = {}
-        self.devices: Optional[List[int]] = None
+        self.runs: dict[str, Run] = {}
+        self.sessions: dict[str, str] = {}
+        self.devices: Optional[list[int]] = None
         self.keep_alive = 0.0
         self.keep_at_least = 0
         self.kept_for = ""
@@ -87,7 +90,7 @@ class Worker:
         self.start_problem = ""
         self.exit_status: Optional[int] = None
         self._python = ""
-        self._known: Set[str] = set()
+        self._known: set[str] = set()
         self._oom_kills = oom_kills()
         self._startup_timer: Optional[asyncio.TimerHandle] = None
 
@@ -194,7 +197,7 @@ class Worker:
 
     # ------------------------------------------------------------ what the process says
 
-    def on_message(self, message: Message, buffers: List[bytes]) -> None:
+    def on_message(self, message: Message, buffers: list[bytes]) -> None:
         """Take a message of the process."""
         if isinstance(message, Ready):
             self._python, self.is_ready = message.python, True
@@ -223,7 +226,7 @@ class Worker:
         """The end of the worker's own log."""
         return self.process.last_words() if self.process is not None else ""
 
-    def _pass_on(self, run: Run, event: Message, buffers: List[bytes]) -> None:
+    def _pass_on(self, run: Run, event: Message, buffers: list[bytes]) -> None:
         data = getattr(event, "data", ())
         if any(isinstance(ref, str) for ref in data):
             outbox = self._blobs.outbox(str(self.pid))
@@ -258,12 +261,12 @@ class Worker:
 
     def _obituary(self, status: Optional[int]) -> str:
         text = f"the worker process {describe_exit(status)}"
-        if status == -9:
+        if status == -signal.SIGKILL:
             known = "the machine ran out of memory" if oom_kills() > self._oom_kills else (
                 "most likely the machine ran out of memory"
             )  # fmt: skip
             return f"{text}: {known}. Use less memory, or a bigger machine_type"
-        if status == -11:
+        if status == -signal.SIGSEGV:
             return f"{text}: C code in one of the packages crashed"
         return f"{text} while the call ran"
 
@@ -274,7 +277,7 @@ def _version_mismatch(client: str, worker: str) -> str:
     if not client or ours == theirs:
         return ""
     return (
-        f"the notebook runs Python {'.'.join(ours)} and the environment Python {'.'.join(theirs)}; code travels only "
-        f"between equal minor versions. Leave python_version out, or start the notebook with "
-        f"Python {'.'.join(theirs)}"
+        f"the notebook runs Python {'.'.join(ours)} and the environment Python {'.'.join(theirs)}; "
+        f"code travels only between equal minor versions. Leave python_version out, or start the "
+        f"notebook with Python {'.'.join(theirs)}"
     )

@@ -12,7 +12,7 @@ import platform
 import signal
 import socket
 import sys
-from typing import List, Optional
+from typing import Optional
 
 from fal_agent.duplex import Duplex
 from fal_agent.wire import Ack, Execute, Interrupt, Message, Ready
@@ -36,7 +36,7 @@ def main(descriptor: int) -> None:
     capture.install()
     executor = Executor(capture)
 
-    def on_message(message: Message, buffers: List[bytes]) -> None:
+    def on_message(message: Message, buffers: list[bytes]) -> None:
         if isinstance(message, Execute):
             executor.accept(message, buffers)
         elif isinstance(message, Ack):

@@ -11,6 +11,7 @@ import codecs
 import contextlib
 import contextvars
 import ctypes
+import inspect
 import io
 import os
 import select
@@ -18,13 +19,17 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any, Callable, Dict, List, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent.worker.context import CURRENT_CALL, CallContext
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Capture"]
 
 _READ_SIZE = 64 << 10
+_READS = 16  # of one pipe before its text is handed on
 _FLUSH_AFTER = 0.02  # seconds that text may gather
 
 
@@ -37,9 +42,9 @@ class Capture:
 
     def __init__(self, log_fd: int) -> None:
         self._log_fd = log_fd
-        self._calls: Dict[str, CallContext] = {}
+        self._calls: dict[str, CallContext] = {}
         self._pipes = _PipePair(self._youngest_call)
-        self._private: Dict[str, _PipePair] = {}  # of calls that share the process
+        self._private: dict[str, _PipePair] = {}  # of calls that share the process
         self._wake = threading.Event()
         self._libc: Optional[ctypes.CDLL] = None
 
@@ -55,6 +60,7 @@ class Capture:
         os.register_at_fork(after_in_child=_use_plain_streams)
         threading.Thread.start = _starting_in_context(threading.Thread.start)  # type: ignore[method-assign]
         subprocess.Popen.__init__ = self._popen_with_own_pipes(subprocess.Popen.__init__)  # type: ignore[method-assign]
+        os.system = self._system_with_own_pipes(os.system)
         threading.Thread(target=self._read_pipes, name="fal-capture", daemon=True).start()
         threading.Thread(target=self._flush_regularly, name="fal-flush", daemon=True).start()
 
@@ -130,17 +136,32 @@ class Capture:
 
     def _popen_with_own_pipes(self, original: Callable[..., None]) -> Callable[..., None]:
         """Give subprocesses of calls that share this process the pipes of their call."""
+        signature = inspect.signature(original)
 
-        def start(popen: Any, args: Any, bufsize: int = -1, executable: Any = None, stdin: Any = None,
-                  stdout: Any = None, stderr: Any = None, *rest: Any, **options: Any) -> None:  # fmt: skip
+        def start(popen: Any, *args: Any, **options: Any) -> None:
             call = CURRENT_CALL.get()
-            pipes = self._private.get(call.run_id) if call is not None else None
-            if pipes:
-                stdout = pipes.pipes[0].write_fd if stdout is None else stdout
-                stderr = pipes.pipes[1].write_fd if stderr is None else stderr
-            original(popen, args, bufsize, executable, stdin, stdout, stderr, *rest, **options)
+            own = self._private.get(call.run_id) if call is not None else None
+            if own is not None:
+                bound = signature.bind(popen, *args, **options)
+                for pipe in own.pipes:
+                    if bound.arguments.get(pipe.stream) is None:
+                        bound.arguments[pipe.stream] = pipe.write_fd
+                args, options = bound.args[1:], bound.kwargs
+            original(popen, *args, **options)
 
         return start
+
+    def _system_with_own_pipes(self, original: Callable[[Any], int]) -> Callable[[Any], int]:
+        """The same for `os.system`, whose child would inherit the descriptors of the process."""
+
+        def system(command: Any) -> int:
+            call = CURRENT_CALL.get()
+            if call is None or call.run_id not in self._private:
+                return original(command)
+            status = subprocess.call(command, shell=True)  # noqa: S602 - what os.system is
+            return -status if status < 0 else status << 8
+
+        return system
 
 
 class _Pipe:
@@ -177,7 +198,7 @@ class _Pipe:
         os.close(self.read_fd)
 
     def _read_all(self) -> bytes:
-        pieces: List[bytes] = []
+        pieces: list[bytes] = []
         while True:
             try:
                 piece = os.read(self.read_fd, _READ_SIZE)
@@ -188,7 +209,7 @@ class _Pipe:
             if not piece:
                 break
             pieces.append(piece)
-            if len(pieces) >= 16:
+            if len(pieces) >= _READS:
                 break
         return b"".join(pieces)
 
@@ -270,7 +291,7 @@ class _CallBuffer(io.RawIOBase):
         return self._text.fileno()
 
 
-def _poll(fds: List[int], *, timeout_ms: int) -> List[int]:
+def _poll(fds: list[int], *, timeout_ms: int) -> list[int]:
     poller = select.poll()
     for fd in fds:
         poller.register(fd, select.POLLIN)
@@ -291,8 +312,8 @@ def _load_libc() -> Optional[ctypes.CDLL]:
 
 def _use_plain_streams() -> None:
     """In a forked child: write to the pipes like any subprocess, never to the parent's connection."""
-    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="replace", buffering=1, closefd=False)  # noqa: SIM115, PTH123
-    sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="replace", buffering=1, closefd=False)  # noqa: SIM115, PTH123
+    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="replace", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="replace", buffering=1, closefd=False)  # noqa: SIM115
 
 
 def _starting_in_context(original: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:

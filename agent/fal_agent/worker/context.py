@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Optional
 
 from fal_agent.framing import Buffer
 from fal_agent.wire import WINDOW, Clear, Data, Display, Execute, Item, Log, Message, Progress
@@ -41,7 +42,7 @@ class CallContext:
         self._unacknowledged = 0
         self._credit = threading.Condition()
         self._emitting = threading.RLock()  # keeps logs and displays in the order they were made
-        self._text: List[str] = []
+        self._text: list[str] = []
         self._text_stream = "stdout"
         self._text_size = 0
 
@@ -84,9 +85,9 @@ class CallContext:
     def display(
         self,
         kind: str,
-        data: Dict[str, Any],
-        metadata: Optional[Dict[str, Any]] = None,
-        transient: Optional[Dict[str, Any]] = None,
+        data: dict[str, Any],
+        metadata: Optional[dict[str, Any]] = None,
+        transient: Optional[dict[str, Any]] = None,
     ) -> None:
         """Show a MIME bundle: `kind` is "display", "result" or "update"."""
         bundle = {"data": data, "metadata": metadata or {}, "transient": transient or {}}
@@ -132,7 +133,7 @@ class CallContext:
             self._unacknowledged = max(0, self._unacknowledged - credit)
             self._credit.notify_all()
 
-    def _pack(self, parts: Sequence[Buffer]) -> "tuple[Data, List[Buffer]]":
+    def _pack(self, parts: Sequence[Buffer]) -> tuple[Data, list[Buffer]]:
         return self._outbox.pack(parts)
 
     def _emit(self, message: Any, buffers: Sequence[Buffer]) -> None:
@@ -154,4 +155,4 @@ def _as_text(value: Any) -> Any:
     return str(value)
 
 
-CURRENT_CALL: "ContextVar[Optional[CallContext]]" = ContextVar("fal_current_call", default=None)
+CURRENT_CALL: ContextVar[Optional[CallContext]] = ContextVar("fal_current_call", default=None)

@@ -16,21 +16,23 @@ import signal
 import sys
 import threading
 import time
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent import failures, pickling
-from fal_agent.duplex import Duplex
-from fal_agent.framing import Buffer
 from fal_agent.wire import Data, Execute, Failure, Result
-from fal_agent.worker.capture import Capture
 from fal_agent.worker.context import CURRENT_CALL, CallContext
 from fal_agent.worker.opening import Shelf
 from fal_agent.worker.outbox import open_data
 from fal_agent.worker.session import Sessions
 
-__all__ = ["Executor"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
-_Task = "tuple[CallContext, List[bytes]]"
+    from fal_agent.duplex import Duplex
+    from fal_agent.framing import Buffer
+    from fal_agent.worker.capture import Capture
+
+__all__ = ["Executor"]
 
 
 class Executor:
@@ -44,9 +46,9 @@ class Executor:
     def __init__(self, capture: Capture) -> None:
         self.duplex: Optional[Duplex] = None
         self._capture = capture
-        self._tasks: "queue.SimpleQueue[Any]" = queue.SimpleQueue()
-        self._calls: Dict[str, CallContext] = {}
-        self._threads: Dict[str, int] = {}  # run id -> ident of the thread that runs it
+        self._tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._calls: dict[str, CallContext] = {}
+        self._threads: dict[str, int] = {}  # run id -> ident of the thread that runs it
         self._shelf = Shelf()
         self._sessions = Sessions()
         self._switch = threading.Lock()  # an interrupt looks which call runs and strikes, undisturbed
@@ -55,7 +57,7 @@ class Executor:
 
     # ------------------------------------------------------------ the connection's thread
 
-    def accept(self, request: Execute, buffers: List[bytes]) -> None:
+    def accept(self, request: Execute, buffers: list[bytes]) -> None:
         """Take a call; it runs when its turn comes."""
         assert self.duplex is not None
         call = CallContext(request, self.duplex.send)
@@ -108,14 +110,14 @@ class Executor:
         if self._interruptible:
             raise KeyboardInterrupt
 
-    def _run_in_thread(self, call: CallContext, buffers: List[bytes]) -> None:
+    def _run_in_thread(self, call: CallContext, buffers: list[bytes]) -> None:
         with self._switch:
             self._threads[call.run_id] = threading.get_ident()
         self._run(call, buffers, shared=True)
 
     # ------------------------------------------------------------ one call
 
-    def _run(self, call: CallContext, buffers: List[bytes], *, shared: bool) -> None:
+    def _run(self, call: CallContext, buffers: list[bytes], *, shared: bool) -> None:
         token = CURRENT_CALL.set(call)
         self._capture.begin(call, shared=shared)
         started = time.perf_counter()
@@ -136,7 +138,7 @@ class Executor:
         finish()
 
     def _outcome(
-        self, call: CallContext, buffers: List[bytes], started: float, *, shared: bool
+        self, call: CallContext, buffers: list[bytes], started: float, *, shared: bool
     ) -> Callable[[], None]:
         """Run the call; give what sends its result or failure."""
         try:
@@ -151,7 +153,8 @@ class Executor:
             return self._failure(call, error)
         seconds = time.perf_counter() - started
         return lambda: call.finish(
-            lambda data: Result(call.run_id, data, generator=generator, seconds=seconds, sent_at=time.time()), parts
+            lambda data: Result(call.run_id, data, generator=generator, seconds=seconds, sent_at=time.time()),
+            parts,
         )
 
     def _failure(self, call: CallContext, error: BaseException) -> Callable[[], None]:
@@ -162,7 +165,7 @@ class Executor:
 
         return lambda: call.finish(make, parts)
 
-    def _perform(self, call: CallContext, buffers: List[bytes]) -> "tuple[Sequence[Buffer], bool]":
+    def _perform(self, call: CallContext, buffers: list[bytes]) -> tuple[Sequence[Buffer], bool]:
         """Open the call's data, run it, and pickle what it gives."""
         request = call.request
         _enter_folder(request.folder)
@@ -176,8 +179,10 @@ class Executor:
         opened = None if function_data is None else open_data(function_data, buffers, request.blobs)
         function, setup = self._shelf.function(request.function or "", opened, request.reusable)
         positional, named = pickling.load(arguments)
-        if setup is not None:
-            positional = (self._shelf.setup_value(request.function or "", setup), *positional)
+        first = () if setup is None else (self._shelf.setup_value(request.function or "", setup),)
+        if request.kind == "map":
+            return _result(_run_chunk(function, first, positional[0]), request.label), False
+        positional = (*first, *positional)
         value = _complete(function(*positional, **named))
         if inspect.isgenerator(value):
             return _result(_stream(call, value), request.label), True
@@ -185,6 +190,21 @@ class Executor:
             asyncio.run(_stream_async(call, value))
             return _result(None, request.label), True
         return _result(value, request.label), False
+
+
+def _run_chunk(
+    function: Callable[..., Any], first: tuple[Any, ...], chunk: list[tuple[Any, ...]]
+) -> tuple[Any, ...]:
+    """Call the function for each item; give the values, and how the item failed that ended it, if one did."""
+    values: list[Any] = []
+    for item in chunk:
+        try:
+            value = _complete(function(*first, *item))
+            values.append(list(value) if inspect.isgenerator(value) else value)
+        except Exception as error:  # noqa: BLE001, PERF203 - reported at its item's turn
+            kind, message, detail, parts = failures.describe(error)
+            return values, (kind, message, detail), [bytes(part) for part in parts]
+    return values, None, []
 
 
 def _complete(value: Any) -> Any:

@@ -11,12 +11,20 @@ import mmap
 import os
 import uuid
 from pathlib import Path
-from typing import Dict, List, Sequence, Union
+from typing import TYPE_CHECKING, Union
 
-from fal_agent.framing import Buffer
 from fal_agent.wire import INLINE_LIMIT, Data
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fal_agent.framing import Buffer
+
 __all__ = ["Outbox", "open_data"]
+
+
+_MAX_PARTS = 1024  # that go in one frame
+_SMALL, _MAX_SMALL = 4096, 32  # bytes and number of the parts that stay in the frame beside large ones
 
 
 class Outbox:
@@ -25,14 +33,14 @@ class Outbox:
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
 
-    def pack(self, parts: Sequence[Buffer]) -> "tuple[Data, List[Buffer]]":
+    def pack(self, parts: Sequence[Buffer]) -> tuple[Data, list[Buffer]]:
         """Give the references of `parts` and the buffers that go in the frame."""
-        if sum(len(part) for part in parts) <= INLINE_LIMIT and len(parts) < 1024:
+        if sum(len(part) for part in parts) <= INLINE_LIMIT and len(parts) <= _MAX_PARTS:
             return list(range(len(parts))), list(parts)
         refs: Data = []
-        buffers: List[Buffer] = []
+        buffers: list[Buffer] = []
         for part in parts:
-            if len(part) <= 4096 and len(buffers) < 32:
+            if len(part) <= _SMALL and len(buffers) < _MAX_SMALL:
                 refs.append(len(buffers))
                 buffers.append(part)
             else:
@@ -54,7 +62,7 @@ class Outbox:
         return name
 
 
-def open_data(data: Data, buffers: Sequence[bytes], blobs: Dict[str, str]) -> "List[Union[bytes, memoryview]]":
+def open_data(data: Data, buffers: Sequence[bytes], blobs: dict[str, str]) -> list[Union[bytes, memoryview]]:
     """Give the bytes that each reference of `data` stands for.
 
     Args:
@@ -62,7 +70,7 @@ def open_data(data: Data, buffers: Sequence[bytes], blobs: Dict[str, str]) -> "L
         buffers: raw buffers of the frame.
         blobs: file of each blob.
     """
-    parts: List[Union[bytes, memoryview]] = []
+    parts: list[Union[bytes, memoryview]] = []
     for ref in data:
         if isinstance(ref, int):
             parts.append(buffers[ref])

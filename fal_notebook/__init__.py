@@ -1,0 +1,98 @@
+"""Run notebook cells and functions on your own machines over SSH.
+
+    import fal_notebook as fal
+
+    fal.connect("gpu-box")                       # any name that `ssh` knows
+
+    @fal.function(requirements=["scikit-learn"])
+    def score(batch): ...
+
+    score(X)                                     # runs there, prints here
+
+In a notebook, `%load_ext fal_notebook` adds `%%fal` for cells and `%fal` for the rest.
+
+Everything is imported on first use: `import fal_notebook` is quick, and works in workers, which have
+only the standard library and cloudpickle.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fal_agent.runtime.cached import cached
+
+    from fal_notebook import api, exceptions, hosts
+    from fal_notebook.functions import function
+    from fal_notebook.functions import function as isolated
+    from fal_notebook.hosts.base import Host
+    from fal_notebook.hosts.inline import InlineHost
+    from fal_notebook.hosts.local import LocalHost
+    from fal_notebook.hosts.registry import connect
+    from fal_notebook.hosts.ssh import SSHHost
+    from fal_notebook.run import Run
+
+    local: Host
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "InlineHost",
+    "LocalHost",
+    "Run",
+    "SSHHost",
+    "__version__",
+    "api",
+    "cached",
+    "connect",
+    "exceptions",
+    "function",
+    "hosts",
+    "isolated",
+    "local",
+]
+
+_HOME = {
+    "InlineHost": "fal_notebook.hosts.inline",
+    "LocalHost": "fal_notebook.hosts.local",
+    "Run": "fal_notebook.run",
+    "SSHHost": "fal_notebook.hosts.ssh",
+    "cached": "fal_agent.runtime.cached",
+    "connect": "fal_notebook.hosts.registry",
+    "function": "fal_notebook.functions",
+}
+_MODULES = ("api", "exceptions", "hosts")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"fal_notebook.{name}")
+    elif name == "isolated":  # the old name of `function`
+        value = __getattr__("function")
+    elif name == "local":
+        value = importlib.import_module("fal_notebook.hosts.registry").local()
+    else:
+        raise AttributeError(f"module 'fal_notebook' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def load_ipython_extension(ipython: Any) -> None:
+    """Add the magics: what `%load_ext fal_notebook` calls."""
+    from fal_notebook.magics import load
+
+    load(ipython)
+
+
+def unload_ipython_extension(ipython: Any) -> None:
+    """Take the magics away again: what `%unload_ext fal_notebook` calls."""
+    from fal_notebook.magics import unload
+
+    unload(ipython)

@@ -1,0 +1,331 @@
+"""`fal.function`: a function that runs on a host and gives its value here.
+
+Runs in the notebook. Decorating contacts nobody; the function, its closure and the globals it uses
+are captured when it is called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import os
+import platform
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, overload
+
+from fal_agent.wire import Call
+from fal_notebook import config, display
+from fal_notebook.environment import check_python, environment_spec
+from fal_notebook.hosts.registry import get_host
+from fal_notebook.mapping import map_calls
+from fal_notebook.options import FunctionOptions, Options, make_options
+from fal_notebook.payload import Packed, make_parcel, pack_arguments, pack_function
+from fal_notebook.run import Items, Run, follow, start
+from fal_notebook.sync import collect_app_files, read_app_files
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+
+    from fal_notebook.hosts.base import Host, Parcel
+
+__all__ = ["Function", "function", "in_notebook", "worker_needs"]
+
+
+class Function:
+    """A function that runs on a host; made by `fal.function`.
+
+    Attributes:
+        raw_func: the plain function.
+        reraise: errors of the function are raised as themselves; always true.
+        app_name: the function's name.
+        app_auth: None: functions are reached by nobody but you.
+    """
+
+    reraise = True
+    app_auth = None
+
+    def __init__(self, raw_func: Callable[..., Any], settings: FunctionOptions) -> None:
+        functools.update_wrapper(self, raw_func)
+        self.raw_func = raw_func
+        self.settings = settings
+        self.app_name = getattr(raw_func, "__name__", type(raw_func).__name__)
+
+    # ------------------------------------------------------------ calling
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the function on its host and give its value; what it prints is printed here meanwhile.
+
+        A coroutine function is run to its end. A generator function gives an iterator of its items,
+        which arrive as they are produced.
+
+        Raises:
+            BaseException: what the function raised, or one of `fal.exceptions`.
+        """
+        __tracebackhide__ = True
+        host = self.host
+        draw = display.drawer()
+        run = start(host, self._parcel(host, args, kwargs))
+        if inspect.isgeneratorfunction(self.raw_func) or inspect.isasyncgenfunction(self.raw_func):
+            return Items(run, draw)
+        return follow(run, draw)
+
+    def submit(self, *args: Any, **kwargs: Any) -> Run:
+        """Start a call and return at once; the run is a future of the value, and can be awaited."""
+        host = self.host
+        return start(host, self._parcel(host, args, kwargs), on_event=display.background(self.__qualname__))
+
+    def spawn(self, *args: Any, **kwargs: Any) -> Run:
+        """Start a call and return at once; the same as `submit` for a function that is not served."""
+        return self.submit(*args, **kwargs)
+
+    async def _aio_value(self, *args: Any, **kwargs: Any) -> Any:
+        return await self.submit(*args, **kwargs)
+
+    async def _aio_items(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        items = self(*args, **kwargs)
+        end = object()
+        try:
+            while (item := await asyncio.to_thread(next, items, end)) is not end:
+                yield item
+        finally:
+            items.close()
+
+    def aio(self, *args: Any, **kwargs: Any) -> Any:
+        """Give an awaitable of the value; for a generator function, an asynchronous iterator of its items."""
+        if inspect.isgeneratorfunction(self.raw_func) or inspect.isasyncgenfunction(self.raw_func):
+            return self._aio_items(*args, **kwargs)
+        return self._aio_value(*args, **kwargs)
+
+    def map(
+        self,
+        *iterables: Iterable[Any],
+        ordered: bool = True,
+        chunk_size: int | None = None,
+        in_flight: int | None = None,
+    ) -> Iterator[Any]:
+        """Run the function for each item and give the values as they come.
+
+        Args:
+            iterables: as for the built-in `map`: one per parameter, read lazily; the shortest ends it.
+            ordered: in the order of the items; False gives each value as soon as it is there.
+            chunk_size: items of one call; None finds a size that makes a call last about 0.1 s.
+            in_flight: calls at once, at most; None is four times the number of the host's cores.
+
+        Raises:
+            BaseException: what the function raised, when its item's turn comes. Calls that have not
+                ended by then are cancelled, as when the loop is left.
+        """
+        host = self.host
+        packed = self._pack()
+        arguments = zip(*iterables, strict=False)
+
+        def submit(chunk: list[tuple[Any, ...]], run_started: Callable[[Parcel], Run]) -> Run:
+            return run_started(self._parcel(host, (chunk,), {}, kind="map", packed=packed))
+
+        return map_calls(arguments, submit, host, ordered=ordered, chunk_size=chunk_size, in_flight=in_flight)
+
+    def run_local(self, *args: Any, exposed_port: int | None = None, **kwargs: Any) -> Any:
+        """Run the plain function in this process: no host, no environment.
+
+        Coroutines are run to their end, also where an event loop is running. Errors come out unchanged.
+
+        Raises:
+            FalServerlessError: `exposed_port` is given; this function is not served.
+        """
+        if exposed_port is not None:
+            from fal_agent.errors import FalServerlessError
+
+            raise FalServerlessError("exposed_port is for served functions; this one is not (serve=False)")
+        if self.settings.setup_function is not None:
+            args = (self.settings.setup_function(), *args)
+        value = self.raw_func(*args, **kwargs)
+        return run_coroutine(value) if inspect.iscoroutine(value) else value
+
+    # ------------------------------------------------------------ settings
+
+    def on(self, host: Host | str | None = None, **config: Any) -> Function:
+        """Give the same function with other options; this one stays as it is.
+
+        Args:
+            host: another host, or its name.
+            config: any option of `fal.function`.
+
+        Raises:
+            ValueError: as `fal.function`.
+        """
+        return Function(self.raw_func, self.settings.merged(host=host, **config))
+
+    @property
+    def host(self) -> Host:
+        """Where the function runs; the notebook's current host unless it was told otherwise.
+
+        Raises:
+            ConfigurationError: no host can have the name that was given.
+        """
+        return get_host(self.settings.host)
+
+    @property
+    def options(self) -> Options:
+        """The options given, as three dictionaries: `host`, `environment` and `gateway`."""
+        return self.settings.views
+
+    def __repr__(self) -> str:
+        where = self.settings.host if self.settings.host is not None else "the current host"
+        return f"<fal function {self.app_name} on {where}>"
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else functools.partial(self, instance)
+
+    def __reduce__(self) -> Any:
+        return _rebuild, (self.raw_func, self.settings)
+
+    # ------------------------------------------------------------ what travels
+
+    def _pack(self) -> Packed:
+        return pack_function(
+            self.raw_func,
+            self.settings.setup_function,
+            local_modules=self.settings.local_python_modules or (),
+            serializer=self.settings.serializer,
+        )
+
+    def _parcel(
+        self,
+        host: Host,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        kind: str = "function",
+        packed: Packed | None = None,
+    ) -> Parcel:
+        settings = self.settings
+        settings.check_runnable()
+        check_python(settings.python_version)
+        packed = packed or self._pack()
+        arguments = pack_arguments(args, kwargs, label=self.__qualname__)
+        known = (
+            config.load().host(host.name) if settings.keep_alive is None or settings.lease is None else None
+        )
+        files = []
+        blobs = {}
+        if settings.app_files:
+            found = collect_app_files(
+                settings.app_files,
+                ignore=settings.app_files_ignore,
+                context_dir=settings.app_files_context_dir,
+            )
+            files, blobs = read_app_files(found)
+        call = Call(
+            kind=kind,
+            label=self.__qualname__,
+            function=packed.digest,
+            environment=environment_spec(
+                settings.requirements,
+                python_version=settings.python_version,
+                extra=worker_needs(),
+                compile_bytecode=settings.compile_bytecode,
+                force=settings.force,
+            ),
+            arguments=[],
+            resources=settings.resources(),
+            scaling=settings.scaling(host_keep_alive=known.keep_alive if known else None),
+            timeout=settings.request_timeout,
+            startup_timeout=settings.startup_timeout,
+            lease=settings.lease_seconds(host_lease=known.lease if known else None),
+            files=files,
+            folder=None if files else getattr(host, "working_folder", None),
+            client=platform.python_version(),
+            scale_key=f"{os.getpid()}:{self.raw_func.__module__}.{self.__qualname__}",
+            reusable=packed.reusable,
+        )
+        return make_parcel(call, packed, arguments, blobs=blobs)
+
+
+@overload
+def function(kind: Callable[..., Any], /) -> Function: ...
+
+
+@overload
+def function(
+    kind: str | None = "virtualenv",
+    *,
+    host: Host | str | None = None,
+    local_python_modules: list[str] | None = None,
+    **config: Any,
+) -> Callable[[Callable[..., Any]], Function]: ...
+
+
+def function(
+    kind: Any = "virtualenv",
+    *,
+    host: Host | str | None = None,
+    local_python_modules: list[str] | None = None,
+    **config: Any,
+) -> Any:
+    """Make a function run on a host: `@fal.function(requirements=["scikit-learn"])`, or bare `@fal.function`.
+
+    Args:
+        kind: "virtualenv", the default; "container" and "conda" can be declared but not run yet.
+        host: where to run: a host such as `fal.local`, the name of one, or None for the current host.
+        local_python_modules: names of local modules that travel with the function.
+        config: the options of `fal_notebook.options.FunctionOptions`; among them `requirements` (a list
+            of lines, or a list of such lists to install in steps), `python_version`, `machine_type`,
+            `num_gpus`, `keep_alive` (seconds), `max_concurrency`, `max_multiplexing`,
+            `setup_function`, `request_timeout` (seconds), `lease` (seconds), `app_files`.
+
+    Raises:
+        ValueError: an option is unknown or its value cannot be right.
+    """
+    if callable(kind):
+        return Function(kind, make_options())
+    settings = make_options(kind, host=host, local_python_modules=local_python_modules, **config)
+
+    def decorate(func: Callable[..., Any]) -> Function:
+        if not callable(func):
+            raise TypeError(f"fal.function decorates functions, not {type(func).__name__}")
+        return Function(func, settings)
+
+    return decorate
+
+
+def worker_needs() -> list[str]:
+    """What our own side of a worker needs besides the user's requirements.
+
+    In a notebook that is IPython too, so that cells and functions with the same requirements share an
+    environment, and with it workers and the models cached there.
+    """
+    return ["ipython", "matplotlib-inline"] if in_notebook() else []
+
+
+def in_notebook() -> bool:
+    """Whether this process is an IPython session."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and ipython.get_ipython() is not None
+
+
+def run_coroutine(coroutine: Any) -> Any:
+    """Run a coroutine to its end, in a thread of its own where an event loop is running."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    outcome: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            outcome["value"] = asyncio.run(coroutine)
+        except BaseException as error:  # noqa: BLE001 - raised again where it belongs
+            outcome["error"] = error
+
+    thread = threading.Thread(target=run, name="fal-coroutine")
+    thread.start()
+    thread.join()
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["value"]
+
+
+def _rebuild(raw_func: Callable[..., Any], settings: FunctionOptions) -> Function:
+    return Function(raw_func, settings)

@@ -1,0 +1,131 @@
+"""Messages over a stream, from any thread."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import socket
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from fal_agent.duplex import Duplex, uninterrupted
+from fal_agent.errors import ProtocolError
+from fal_agent.framing import FrameDecoder
+from fal_agent.wire import BlobPart, Log, Message, Ping, Pong, decode
+
+TIMEOUT = 10.0
+
+
+class Pair:
+    """A duplex on one end of a socket pair, and the bare other end."""
+
+    def __init__(self) -> None:
+        ours, self.theirs = socket.socketpair()
+        self.theirs.settimeout(TIMEOUT)
+        self.messages: queue.SimpleQueue[tuple[Message, list[bytes]]] = queue.SimpleQueue()
+        self.ends: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        self.duplex = Duplex(ours, lambda *item: self.messages.put(item), self.ends.put, name="test")
+        self.duplex.start()
+
+    def close(self) -> None:
+        self.duplex.close()
+        self.theirs.close()
+
+
+@pytest.fixture
+def pair() -> Any:
+    """A connection that ends with the test."""
+    made = Pair()
+    yield made
+    made.close()
+
+
+def test_a_small_message_passes_between_the_parts_of_a_large_blob(pair: Pair) -> None:
+    """An interrupt must not wait for an upload of gigabytes."""
+    parts = 2000
+    data = bytes(1024) * parts
+    sender = threading.Thread(target=pair.duplex.send_blob, args=("big", data), kwargs={"part_size": 1024})
+    sender.start()
+    time.sleep(0.05)  # the socket's buffer is full by now, so the sender is in the midst of it
+    small = threading.Thread(target=pair.duplex.send, args=(Ping(7),))
+    small.start()
+    time.sleep(0.05)
+
+    decoder, kinds = FrameDecoder(), []
+    while len(kinds) < parts + 1:
+        kinds += [type(decode(frame)) for frame in decoder.feed(pair.theirs.recv(1 << 16))]
+
+    sender.join(TIMEOUT)
+    small.join(TIMEOUT)
+    assert kinds.count(BlobPart) == parts
+    assert kinds.index(Ping) < parts - 100
+
+
+def test_a_blob_that_is_withdrawn_stops(pair: Pair) -> None:
+    withdrawn = threading.Event()
+    sender = threading.Thread(
+        target=pair.duplex.send_blob,
+        args=("big", bytes(64 << 20)),
+        kwargs={"part_size": 1024, "channel": withdrawn},
+    )
+    sender.start()
+    arrived = len(pair.theirs.recv(4096))
+    withdrawn.set()
+    pair.theirs.settimeout(0.05)
+    while sender.is_alive():
+        try:
+            arrived += len(pair.theirs.recv(1 << 16))
+        except TimeoutError:
+            sender.join(0.05)
+
+    assert arrived < 32 << 20
+
+
+def test_messages_arrive_with_their_buffers(pair: Pair) -> None:
+    Duplex(pair.theirs, lambda *_: None, lambda _: None, name="other").send(Log("r", "stdout"), [b"hello"])
+
+    message, buffers = pair.messages.get(timeout=TIMEOUT)
+
+    assert message == Log("r", "stdout")
+    assert buffers == [b"hello"]
+
+
+def test_a_clean_end_is_no_problem_and_half_a_message_is(pair: Pair) -> None:
+    other = Pair()
+    pair.theirs.close()
+    assert pair.ends.get(timeout=TIMEOUT) is None
+
+    other.theirs.sendall(b"fn")
+    other.theirs.close()
+    assert isinstance(other.ends.get(timeout=TIMEOUT), ProtocolError)
+    other.close()
+
+
+def test_nonsense_ends_the_connection_with_a_protocol_error(pair: Pair) -> None:
+    pair.theirs.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    assert isinstance(pair.ends.get(timeout=TIMEOUT), ProtocolError)
+
+
+def test_ctrl_c_does_not_cut_a_message_in_two() -> None:
+    """The main thread may be interrupted at any moment; the stream must stay in step."""
+    finished = False
+    with pytest.raises(KeyboardInterrupt):
+        with uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+            finished = True
+    assert finished
+
+
+def test_a_message_sent_to_a_closed_connection_is_an_error(pair: Pair) -> None:
+    pair.theirs.close()
+    pair.ends.get(timeout=TIMEOUT)
+
+    with pytest.raises(OSError, match=r"Broken pipe|closed"):
+        for number in range(1000):
+            pair.duplex.send(Pong(number))
