@@ -20,7 +20,9 @@ from fal_notebook.options import FAL_KEEP_ALIVE, FunctionOptions, Options
 
 if TYPE_CHECKING:
     from fal_agent.runtime.cached import cached
-    from fal_notebook.functions import IsolatedFunction, function
+
+    from fal_notebook.functions import Function as IsolatedFunction
+    from fal_notebook.functions import function
     from fal_notebook.hosts.local import LocalHost
 
 __all__ = [
@@ -39,17 +41,18 @@ __all__ = [
 ]
 
 _ELSEWHERE = {
-    "IsolatedFunction": "fal_notebook.functions",
-    "LocalHost": "fal_notebook.hosts.local",
-    "cached": "fal_agent.runtime.cached",
-    "function": "fal_notebook.functions",
+    "IsolatedFunction": ("fal_notebook.functions", "Function"),
+    "LocalHost": ("fal_notebook.hosts.local", "LocalHost"),
+    "cached": ("fal_agent.runtime.cached", "cached"),
+    "function": ("fal_notebook.functions", "function"),
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _ELSEWHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_ELSEWHERE[name]), name)
+    module, attribute = _ELSEWHERE[name]
+    return getattr(import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

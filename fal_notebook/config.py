@@ -21,6 +21,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,6 +112,12 @@ def config_folder() -> Path:
     chosen = os.environ.get("FAL_NOTEBOOK_CONFIG")
     if chosen:
         return Path(chosen).expanduser()
+    return _usual_folder(os.environ.get("XDG_CONFIG_HOME"), os.environ.get("HOME"))
+
+
+@cache
+def _usual_folder(*_variables: str | None) -> Path:
+    """The platform's own place, which depends on these variables; worked out once, since every call asks."""
     import platformdirs
 
     return Path(platformdirs.user_config_dir("fal_notebook"))
@@ -122,14 +129,13 @@ def load() -> Settings:
     Raises:
         ConfigurationError: the file cannot be read, or says something wrong.
     """
-    path = config_folder() / "hosts.toml"
-    settings = _parse(_read(path), path)
+    settings = _current(config_folder() / "hosts.toml")
     chosen = os.environ.get("FAL_HOST", "").strip()
     if not chosen:
         return settings
     if not _NAME.fullmatch(chosen):
         raise ConfigurationError(f"FAL_HOST={chosen!r} is not the name of a host")
-    return Settings(path, chosen, settings.hosts)
+    return Settings(settings.path, chosen, settings.hosts)
 
 
 def remember_host(name: str, *, default: bool = False, **settings: Any) -> HostSettings:
@@ -184,6 +190,26 @@ def ssh_aliases() -> list[str]:
 
 
 # ---------------------------------------------------------------- reading
+
+_latest: tuple[object, Settings] | None = (
+    None  # what a file said when it was last read, and which file it was
+)
+
+
+def _current(path: Path) -> Settings:
+    """The file's settings, read again only if it is another file than the last time."""
+    global _latest  # noqa: PLW0603 - a cache
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return Settings(path)
+    except OSError:  # reading it tells what is wrong
+        return _parse(_read(path), path)
+    version = (path, status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
+    latest = _latest
+    if latest is None or latest[0] != version:
+        latest = _latest = version, _parse(_read(path), path)
+    return latest[1]
 
 
 def _read(path: Path) -> str:

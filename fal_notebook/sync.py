@@ -1,4 +1,4 @@
-"""Find the files of the notebook's machine that a function wants beside it.
+"""Find and read the files of the notebook's machine that a function wants beside it.
 
 Runs in the notebook. Only regular files below the context folder are ever collected, each once; what
 leaves that folder is refused, so that no link can carry a file away that the user did not name.
@@ -6,21 +6,27 @@ leaves that folder is refused, so that no link can carry a file away that the us
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import stat
+import tempfile
+import threading
 import time
 import warnings
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fal_agent.errors import AppFileUploadException, FileTooLargeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["FILE_LIMIT", "AppFile", "collect_app_files"]
+    from fal_agent.framing import Buffer
+
+__all__ = ["FILE_LIMIT", "AppFile", "collect_app_files", "read_app_files"]
 
 FILE_LIMIT = 1 << 30  # bytes of one file
 
@@ -28,7 +34,13 @@ _CHUNK = 1 << 20
 _SETTLED = 2_000_000_000  # ns without a change after which a time stamp is taken as unique
 _REMEMBERED = 100_000  # files whose digests are kept
 
+_SMALL = 4 << 20  # bytes of a file up to which its content is held in memory
+_MEMORY = 64 << 20  # bytes of such contents that are kept for the next call
+_DISK = 4 << 30  # bytes of copies of larger files that are kept for the next call
+
 _digests: dict[tuple[str, int, int, int, int], str] = {}
+_contents: OrderedDict[str, Buffer] = OrderedDict()  # by digest, the latest used last
+_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -209,6 +221,79 @@ def _status(path: Path) -> os.stat_result | None:
         return path.stat()
     except OSError:
         return None
+
+
+# ---------------------------------------------------------------- contents
+
+
+def read_app_files(files: Sequence[AppFile]) -> tuple[list[list[Any]], dict[str, Buffer]]:
+    """Read collected files, for a call that takes them along.
+
+    The content is a copy, in memory or in an unnamed temporary file, so that whatever happens to the
+    files while they are sent, each blob is what its name says.
+
+    Returns:
+        For `Call.files` a list [relative path, blob, mode] of each file, and the blobs by name.
+
+    Raises:
+        AppFileUploadException: a file is gone or cannot be read, or there is no room for its copy.
+    """
+    listed: list[list[Any]] = []
+    blobs: dict[str, Buffer] = {}
+    for file in files:
+        digest, content = _content(file)
+        blob = f"b3-{digest}"
+        listed.append([file.relative_path, blob, file.mode])
+        blobs[blob] = content
+    return listed, blobs
+
+
+def _content(file: AppFile) -> tuple[str, Buffer]:
+    with _lock:
+        known = _contents.get(file.digest)
+        if known is not None:
+            _contents.move_to_end(file.digest)
+            return file.digest, known
+    try:
+        digest, content = _copied(file.path)
+    except OSError as error:
+        raise AppFileUploadException(
+            f"app_files: {file.path} cannot be read: {error.strerror or error}; larger files are copied to "
+            f"{tempfile.gettempdir()} first (TMPDIR names another folder)",
+            file.relative_path,
+        ) from error
+    with _lock:
+        _contents[digest] = content
+        _evict()
+    return digest, content
+
+
+def _copied(path: Path) -> tuple[str, Buffer]:
+    """Digest and content of a file, which may have changed since it was collected."""
+    from blake3 import blake3
+
+    with path.open("rb") as source:
+        head = source.read(_SMALL + 1)
+        state = blake3(head)
+        if len(head) <= _SMALL:
+            return state.hexdigest(), head
+        with tempfile.TemporaryFile() as copy:
+            copy.write(head)
+            while chunk := source.read(_CHUNK):
+                state.update(chunk)
+                copy.write(chunk)
+            copy.flush()
+            return state.hexdigest(), memoryview(mmap.mmap(copy.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _evict() -> None:
+    """Let go of the contents used longest ago, beyond what may be kept; the caller holds the lock."""
+    room = {True: _MEMORY, False: _DISK}
+    for digest, content in reversed(list(_contents.items())):
+        is_small = isinstance(content, bytes)
+        room[is_small] -= len(content)
+        if room[is_small] < 0:
+            del _contents[digest]
 
 
 # ---------------------------------------------------------------- digests

@@ -126,6 +126,29 @@ def test_a_wrong_fal_host_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         load()
 
 
+def test_an_edit_of_the_file_is_seen_at_once(folder: Path) -> None:
+    path = write(folder, FULL)
+    load()
+
+    path.write_text(FULL.replace("3600", "3601"), encoding="utf-8")
+    assert load().host("gpu-box").lease == 3601
+
+    path.unlink()
+    assert load().names == []
+
+
+def test_an_unchanged_file_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call asks for the settings of its host."""
+    write(folder, FULL)
+    read: list[Path] = []
+    original = config._read
+    monkeypatch.setattr(config, "_read", lambda path: (read.append(path), original(path))[1])
+
+    assert load() == load()
+
+    assert len(read) == 1
+
+
 # ---------------------------------------------------------------- mistakes
 
 

@@ -7,6 +7,7 @@ import socket
 import tempfile
 import time
 import warnings
+from collections import OrderedDict
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from blake3 import blake3
 from fal_agent.errors import AppFileUploadException, FileTooLargeError
 from fal_notebook import sync
 from fal_notebook.options import DEFAULT_APP_FILES_IGNORE
-from fal_notebook.sync import FILE_LIMIT, collect_app_files
+from fal_notebook.sync import FILE_LIMIT, collect_app_files, read_app_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -373,3 +374,87 @@ def test_the_memory_of_digests_is_bounded(context: Path, monkeypatch: pytest.Mon
     collect_app_files(["."], context_dir=context)
 
     assert len(sync._digests) == 2
+
+
+# ---------------------------------------------------------------- contents
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing kept, and four bytes are a small file."""
+    monkeypatch.setattr(sync, "_contents", OrderedDict())
+    monkeypatch.setattr(sync, "_SMALL", 4)
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("content", [b"", b"tiny", b"not tiny", b"x" * 3_000_001])
+def test_contents_are_blobs_named_by_their_digest(context: Path, content: bytes) -> None:
+    (context / "main.py").write_bytes(content)
+    (context / "main.py").chmod(0o640)
+
+    listed, blobs = read_app_files(collect_app_files(["main.py"], context_dir=context))
+
+    blob = f"b3-{blake3(content).hexdigest()}"
+    assert listed == [["main.py", blob, 0o640]]
+    assert [(name, bytes(data)) for name, data in blobs.items()] == [(blob, content)]
+
+
+@pytest.mark.usefixtures("fresh")
+def test_equal_files_are_one_blob(context: Path) -> None:
+    (context / "data" / "a.csv").write_text("same")
+    (context / "main.py").write_text("same")
+
+    listed, blobs = read_app_files(collect_app_files(["data/a.csv", "main.py"], context_dir=context))
+
+    assert (len(listed), len(blobs)) == (2, 1)
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("content", [b"old", b"old, and longer"])
+def test_a_file_cut_short_afterwards_does_not_change_its_blob(context: Path, content: bytes) -> None:
+    """Reading a mapped file that was cut would kill the kernel by a bus error."""
+    (context / "main.py").write_bytes(content)
+    _, blobs = read_app_files(collect_app_files(["main.py"], context_dir=context))
+
+    (context / "main.py").write_bytes(b"")
+
+    assert [bytes(data) for data in blobs.values()] == [content]
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_file_that_changed_since_it_was_collected_has_the_name_of_what_is_sent(context: Path) -> None:
+    """A blob under another's name would reach every later call that wants the other."""
+    files = collect_app_files(["main.py"], context_dir=context)
+    (context / "main.py").write_text("something new")
+
+    listed, blobs = read_app_files(files)
+
+    assert listed[0][1] == f"b3-{blake3(b'something new').hexdigest()}"
+    assert list(blobs) == [listed[0][1]]
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_file_that_is_gone_is_an_error_with_its_name(context: Path) -> None:
+    files = collect_app_files(["main.py"], context_dir=context)
+    (context / "main.py").unlink()
+
+    with pytest.raises(AppFileUploadException, match=r"main\.py cannot be read") as caught:
+        read_app_files(files)
+
+    assert caught.value.relative_path == "main.py"
+
+
+@pytest.mark.usefixtures("fresh")
+def test_what_is_kept_for_the_next_call_is_bounded_and_the_oldest_goes_first(
+    context: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync, "_MEMORY", 6)
+    monkeypatch.setattr(sync, "_DISK", 20)
+    contents = {"a": b"aaa", "b": b"bbb", "c": b"ccc", "d": b"d" * 10, "e": b"e" * 15}
+    for name, content in contents.items():
+        (context / name).write_bytes(content)
+        read_app_files(collect_app_files([name], context_dir=context))
+        if name == "b":  # use "a" once more
+            read_app_files(collect_app_files(["a"], context_dir=context))
+
+    assert [bytes(content) for content in sync._contents.values()] == [b"aaa", b"ccc", b"e" * 15]
