@@ -29,7 +29,7 @@ help: ## Say what each target does
 setup: .venv/stamp ## Make .venv, for development: this folder (editable), linters, test tools
 
 .venv/stamp: pyproject.toml
-	$(VENV) .venv
+	@[ -x .venv/bin/python ] || $(VENV) .venv
 	$(INSTALL) .venv --group lint --group test --editable .
 	@touch $@
 
@@ -46,7 +46,7 @@ $(WHEEL): $(PACKAGED)
 # One environment per use, each with the wheel in it. The packages change seldom, the wheel often,
 # so they have a stamp each.
 build/%/packages.stamp: pyproject.toml
-	$(VENV) build/$*
+	@[ -x build/$*/bin/python ] || $(VENV) build/$*
 	$(INSTALL) build/$* --group $* --requirements pyproject.toml
 	@touch $@
 

@@ -155,7 +155,8 @@ def channel_bulk(name: str) -> Figures:
 
 def measure_environments() -> Figures:
     """Build one with a warm package cache, beside uv called by hand; then ask for it again."""
-    from fal_agent.server.environments import EnvironmentCache, Uv
+    from fal_agent.server.environments.cache import EnvironmentCache
+    from fal_agent.server.environments.uv import Uv
     from fal_agent.wire import EnvironmentSpec
 
     spec = EnvironmentSpec(f"{sys.version_info[0]}.{sys.version_info[1]}", [BUILD])
