@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 from timing import noop, p50, p95, report, samples
@@ -38,7 +39,7 @@ def serve(path: str) -> None:
     sys.stdout.write("!")
     sys.stdout.flush()
     stream, _ = listener.accept()
-    last = None
+    last: Any = None
     while data := read(stream):
         function, arguments = cloudpickle.loads(data)
         last = function or last
