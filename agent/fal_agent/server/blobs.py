@@ -69,8 +69,9 @@ class BlobStore:
         self._refused: set[tuple[str, str]] = set()  # no room for them: their other parts are passed over
         self._outboxes: dict[str, Path] = {}
         self._own = root / _WRITERS / (agent or identity())
-        for folder in (root, self._own / "incoming", self._own / "outbox"):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (root / _WRITERS, self._own, self._own / "incoming", self._own / "outbox"):
+            folder.mkdir(mode=0o700, exist_ok=True)  # parents made on the way would ignore the mode
         self._forget_unsynced()
 
     # ------------------------------------------------------------ receiving

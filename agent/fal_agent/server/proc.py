@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
@@ -23,12 +23,12 @@ _GONE = frozenset("ZXx")  # zombie, dead
 
 @dataclass(frozen=True)
 class Process:
-    """A living process, as /proc/PID/stat gives it."""
+    """A living process, as /proc/PID/stat gives it. Two are the same if number and start time are."""
 
     pid: int
-    parent: int
-    group: int
-    session: int
+    parent: int = field(compare=False)
+    group: int = field(compare=False)
+    session: int = field(compare=False)
     started: int  # clock ticks since the machine started
 
 

@@ -152,10 +152,11 @@ def end_worker(pgid: int, worker_id: str, grace: float, *, started: Optional[int
     Returns:
         False if something still runs `FORCE_SECONDS` after the first SIGKILL.
     """
-    if grace > 0 and _group(pgid, worker_id, started):
+    known: set[Process] = set()
+    if grace > 0 and _find(pgid, worker_id, started, known):
         _signal_group(pgid, signal.SIGTERM)
-        _wait_until(lambda: not _group(pgid, worker_id, started), grace)
-    return _wait_until(lambda: not _kill(pgid, worker_id, started), FORCE_SECONDS)
+        _wait_until(lambda: not _group(pgid, worker_id, started, processes()), grace)
+    return _wait_until(lambda: not _kill(pgid, worker_id, started, known), FORCE_SECONDS)
 
 
 def marked_workers() -> dict[str, list[int]]:
@@ -168,29 +169,33 @@ def marked_workers() -> dict[str, list[int]]:
     return found
 
 
-def _kill(pgid: int, worker_id: str, started: Optional[int]) -> bool:
+def _kill(pgid: int, worker_id: str, started: Optional[int], known: set[Process]) -> bool:
     """Kill what there is of a worker; whether there was anything."""
-    everyone = list(processes())
-    group = _group(pgid, worker_id, started, everyone)
-    marked = [item for item in everyone if item.group != pgid and _mark(item.pid) == worker_id]
-    doomed = [*marked, *_descendants([*group, *marked], everyone)]
+    group = _find(pgid, worker_id, started, known)
     if group:
         _signal_group(pgid, signal.SIGKILL)
-    for item in doomed:
+    for item in known:
         with contextlib.suppress(ProcessLookupError, PermissionError):  # gone, or another user's by now
             os.kill(item.pid, signal.SIGKILL)
-    return bool(group or doomed)
+    return bool(group or known)
 
 
-def _group(
-    pgid: int, worker_id: str, started: Optional[int], everyone: Optional[list[Process]] = None
-) -> list[Process]:
+def _find(pgid: int, worker_id: str, started: Optional[int], known: set[Process]) -> list[Process]:
+    """Living members of the worker's group; those outside of it are kept in `known` for as long as they live.
+
+    Who lost the mark is found through its parent, so only while that lives: hence the set.
+    """
+    everyone = set(processes())
+    group = _group(pgid, worker_id, started, everyone)
+    known &= everyone
+    known |= {item for item in everyone if item.group != pgid and _mark(item.pid) == worker_id}
+    known |= _descendants([*group, *known], everyone)
+    return group
+
+
+def _group(pgid: int, worker_id: str, started: Optional[int], everyone: Iterable[Process]) -> list[Process]:
     """Living members of the worker's group; none if the number belongs to somebody else by now."""
-    try:
-        os.killpg(pgid, 0)
-    except (ProcessLookupError, PermissionError):
-        return []
-    members = [item for item in (processes() if everyone is None else everyone) if item.group == pgid]
+    members = [item for item in everyone if item.group == pgid]
     leader = next((item for item in members if item.pid == pgid), None)
     if leader is not None and started:
         return members if leader.started == started else []
@@ -199,20 +204,17 @@ def _group(
     return members if any(_mark(item.pid) == worker_id for item in members) else []
 
 
-def _descendants(ancestors: Iterable[Process], everyone: Iterable[Process]) -> list[Process]:
-    """Processes below others that left their group, and perhaps lost the mark on the way."""
-    known = {item.pid for item in ancestors}
+def _descendants(ancestors: Iterable[Process], everyone: Iterable[Process]) -> set[Process]:
+    """Processes below others."""
     children: dict[int, list[Process]] = {}
     for item in everyone:
         children.setdefault(item.parent, []).append(item)
-    found: list[Process] = []
-    waiting = list(known)
+    found: set[Process] = set()
+    waiting = [item.pid for item in ancestors]
     while waiting:
-        for child in children.get(waiting.pop(), ()):
-            if child.pid not in known:
-                known.add(child.pid)
-                found.append(child)
-                waiting.append(child.pid)
+        new = set(children.get(waiting.pop(), ())) - found
+        found |= new
+        waiting += [item.pid for item in new]
     return found
 
 
