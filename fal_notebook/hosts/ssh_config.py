@@ -1,0 +1,314 @@
+"""What the user's SSH configuration says about a machine.
+
+Runs in the notebook; one of the files that import paramiko. paramiko matches sections and expands most
+tokens; files that are included, options given in the name itself, and what the values mean are read here.
+"""
+
+from __future__ import annotations
+
+import getpass
+import glob
+import os
+import re
+import shlex
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import paramiko  # type: ignore[import-untyped]
+from paramiko.ssh_exception import ConfigParseError  # type: ignore[import-untyped]
+
+from fal_agent.errors import ConfigurationError
+from fal_notebook.hosts.host_keys import lookup_name
+
+__all__ = ["Target", "config_files", "resolve"]
+
+SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
+MAX_INCLUDES = 16  # levels, as OpenSSH has it
+DEFAULT_KEYS = ("id_rsa", "id_ecdsa", "id_ed25519")
+CRITERIA = frozenset({"all", "canonical", "final", "host", "originalhost", "user", "localuser", "exec"})
+NEVER = 'originalhost "!*"'
+SECTION = re.compile(r"\s*(host|match|include)(?:\s*=\s*|\s+)(.+?)\s*$", re.IGNORECASE)
+ADDRESS = re.compile(
+    r"(?:ssh://)?(?:(?P<user>.+)@)?(?:\[(?P<bracketed>[^\]]+)\]|(?P<host>[^:/]+|[^:/]*(?::[^:/]*){2,}))"
+    r"(?::(?P<port>\d+))?/?"
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One machine and how to reach it, everything resolved."""
+
+    name: str  # as the user typed it
+    label: str  # how messages call it
+    hostname: str
+    port: int
+    user: str
+    identity_files: tuple[Path, ...]
+    identities_given: bool  # by the configuration; else they are ssh's usual names
+    identities_only: bool
+    agent_socket: str | None
+    jumps: tuple[str, ...]  # names, the nearest first
+    proxy_command: str | None
+    user_known_hosts: tuple[Path, ...]
+    known_hosts: tuple[Path, ...]  # the user's and the system's
+    strict_host_keys: str  # "yes", "ask", "accept-new", "no" or "off"
+    hash_known_hosts: bool
+    host_key_alias: str | None
+    connect_timeout: float | None  # seconds
+    batch: bool  # never ask anything
+    methods: frozenset[str]  # authentication methods the configuration leaves
+    ssh_command: str  # what to type in a terminal instead
+
+    @property
+    def where(self) -> str:
+        """The address in words."""
+        return f"{self.hostname} port {self.port}"
+
+    @property
+    def key_name(self) -> str:
+        """The name that known_hosts files know the machine by."""
+        return self.host_key_alias or lookup_name(self.hostname, self.port)
+
+
+class _Config(paramiko.SSHConfig):  # type: ignore[misc] # paramiko is untyped
+    """paramiko's, with `Match exec` run with nothing to type into."""
+
+    def _does_match(self, match_list: list[dict[str, Any]], hostname: str, *rest: Any) -> bool:
+        commands = [c for c in match_list if c["type"] == "exec"]
+        others = [c for c in match_list if c["type"] != "exec"]
+        if others and not super()._does_match(others, hostname, *rest):
+            return False
+        options = rest[-1]
+        for command in commands:
+            line = self._tokenize(options, hostname, "match-exec", command["param"])
+            done = subprocess.run(
+                ["/bin/sh", "-c", line], stdin=subprocess.DEVNULL, check=False, capture_output=True
+            )
+            if (done.returncode == 0) == command["negate"]:
+                return False
+        return bool(match_list)
+
+
+def config_files(path: Path | None = None) -> list[Path]:
+    """Name the configuration files in the order that `ssh` reads them.
+
+    Args:
+        path: read this one alone; `$FAL_SSH_CONFIG` says the same.
+
+    Raises:
+        ConfigurationError: that file does not exist.
+    """
+    named = path or (Path(os.environ["FAL_SSH_CONFIG"]) if os.environ.get("FAL_SSH_CONFIG") else None)
+    if named is None:
+        return [f for f in (Path("~/.ssh/config").expanduser(), SYSTEM_CONFIG) if f.is_file()]
+    named = named.expanduser()
+    if not named.is_file():
+        raise ConfigurationError(f"the SSH configuration {named} does not exist")
+    return [named]
+
+
+def resolve(
+    name: str, files: list[Path], *, via: tuple[str, ...] | None = None, label: str | None = None
+) -> Target:
+    """Find out how to reach `name`.
+
+    Args:
+        name: an alias of the configuration, a host name, or `user@host:port`.
+        files: from `config_files`.
+        via: jump hosts to use instead of what the configuration says.
+        label: how messages shall call the machine; the quoted name if None.
+
+    Raises:
+        ConfigurationError: the name or the configuration cannot be understood.
+    """
+    match = ADDRESS.fullmatch(name.strip())
+    if match is None:
+        raise ConfigurationError(f"{name!r} is no machine's name: write an alias, a host or user@host:port")
+    alias = match["bracketed"] or match["host"]
+    given = [f"User {match['user']}"] if match["user"] else []
+    given += [f"Port {match['port']}"] if match["port"] else []
+    lines = ["Host *", *given]
+    for file in files:
+        lines += ["Host *", *_lines(file, file.parent, None, 0)]
+    try:
+        options = _Config.from_text("\n".join(lines)).lookup(alias)
+        return _target(name, label or repr(name), alias, options, files=files, via=via)
+    except (ConfigParseError, ValueError) as error:
+        said = ", ".join(str(f) for f in files)
+        raise ConfigurationError(f"the SSH configuration ({said}) cannot be understood: {error}") from error
+
+
+def _target(
+    name: str, label: str, alias: str, options: Any, *, files: list[Path], via: tuple[str, ...] | None
+) -> Target:
+    hostname = str(options.get("hostname", alias))
+    user = str(options.get("user") or getpass.getuser())
+    port = int(options.get("port", 22))
+    tokens = {
+        "d": str(Path.home()),
+        "h": hostname,
+        "n": alias,
+        "p": str(port),
+        "r": user,
+        "u": getpass.getuser(),
+    }
+
+    def paths(option: str, default: str) -> tuple[Path, ...]:
+        values = shlex.split(str(options.get(option, default)))
+        return tuple(Path(_expand(v, tokens)).expanduser() for v in values if v.lower() != "none")
+
+    given = [str(f) for f in options.get("identityfile", [])]
+    keys = given or [str(Path("~/.ssh", key).expanduser()) for key in DEFAULT_KEYS]
+    user_known = paths("userknownhostsfile", "~/.ssh/known_hosts ~/.ssh/known_hosts2")
+    all_known = user_known + paths(
+        "globalknownhostsfile", "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2"
+    )
+    jumps, command = _way(options) if via is None else (via, None)
+    own_file = f"-F {shlex.quote(str(files[0]))} " if files and _is_own(files[0]) else ""
+    return Target(
+        name=name,
+        label=label,
+        hostname=hostname,
+        port=port,
+        user=user,
+        identity_files=tuple(Path(_expand(k, tokens)).expanduser() for k in keys if k.lower() != "none"),
+        identities_given=bool(given),
+        identities_only=_yes(options, "identitiesonly", default=False),
+        agent_socket=_agent_socket(options.get("identityagent"), tokens),
+        jumps=jumps,
+        proxy_command=_expand(command, tokens) if command else None,
+        user_known_hosts=user_known,
+        known_hosts=all_known,
+        strict_host_keys=_strictness(options),
+        hash_known_hosts=_yes(options, "hashknownhosts", default=False),
+        host_key_alias=options.get("hostkeyalias"),
+        connect_timeout=float(options["connecttimeout"]) if "connecttimeout" in options else None,
+        batch=_yes(options, "batchmode", default=False),
+        methods=_methods(options),
+        ssh_command=f"ssh {own_file}{_as_ssh_takes_it(name)}",
+    )
+
+
+def _is_own(file: Path) -> bool:
+    return file not in (Path("~/.ssh/config").expanduser(), SYSTEM_CONFIG)
+
+
+def _as_ssh_takes_it(name: str) -> str:
+    """Write `user@host:port` in the form that ssh's command line takes."""
+    match = ADDRESS.fullmatch(name.strip())
+    if match is None or not match["port"]:
+        return shlex.quote(name)
+    host = match["bracketed"] or match["host"]
+    return f"-p {match['port']} " + shlex.quote(f"{match['user']}@{host}" if match["user"] else host)
+
+
+def _way(options: Any) -> tuple[tuple[str, ...], str | None]:
+    """Give the jump hosts or the proxy command, whichever the configuration named first."""
+    for option in options:
+        value = options[option]
+        if option == "proxycommand":
+            return (), value
+        if option == "proxyjump":
+            names = () if value.lower() == "none" else tuple(v.strip() for v in value.split(","))
+            return names, None
+    return (), None
+
+
+def _strictness(options: Any) -> str:
+    value = str(options.get("stricthostkeychecking", "ask")).lower()
+    return {"true": "yes", "false": "no"}.get(value, value)
+
+
+def _methods(options: Any) -> frozenset[str]:
+    switches = {
+        "publickey": "pubkeyauthentication",
+        "keyboard-interactive": "kbdinteractiveauthentication",
+        "password": "passwordauthentication",
+    }
+    return frozenset(m for m, option in switches.items() if _yes(options, option, default=True))
+
+
+def _yes(options: Any, option: str, *, default: bool) -> bool:
+    value = str(options.get(option, "yes" if default else "no")).lower()
+    return value not in {"no", "false", "none"}
+
+
+def _agent_socket(value: str | None, tokens: dict[str, str]) -> str | None:
+    if value is None or value == "SSH_AUTH_SOCK":
+        return os.environ.get("SSH_AUTH_SOCK") or None
+    if value.lower() == "none":
+        return None
+    if value.startswith("$"):
+        return os.environ.get(value[1:].strip("{}")) or None
+    return str(Path(_expand(value, tokens)).expanduser())
+
+
+def _expand(value: str, tokens: dict[str, str]) -> str:
+    """Replace the %-tokens that paramiko left, and ${VARIABLES}."""
+    value = re.sub(r"%(.)", lambda m: "%" if m[1] == "%" else tokens.get(m[1], m[0]), value)
+    return re.sub(r"\$\{(\w+)\}", lambda m: os.environ.get(m[1], m[0]), value)
+
+
+# -- Include ------------------------------------------------------------------------------------------
+
+
+def _lines(file: Path, base: Path, condition: str | None, depth: int) -> list[str]:
+    """Read `file` with what it includes, its sections narrowed to `condition` (the words of a Match)."""
+    if depth > MAX_INCLUDES:
+        raise ConfigurationError(f"{file}: the SSH configuration includes itself, or goes too deep")
+    try:
+        text = file.read_bytes().decode("utf-8", "surrogateescape")
+    except OSError as error:
+        raise ConfigurationError(f"the SSH configuration {file} cannot be read: {error.strerror}") from error
+    current = condition
+    lines = [f"Match {condition}"] if condition else []
+    for line in text.splitlines():
+        section = SECTION.match(line)
+        if section is None:
+            lines.append(line)
+        elif section[1].lower() == "include":
+            for path in _included(section[2], base):
+                lines += _lines(path, base, current, depth + 1)
+            lines.append(f"Match {current}" if current else "Host *")
+        else:
+            own = _criteria(section[1].lower(), section[2])
+            current = own if condition is None else _both(condition, own)
+            lines.append(f"Match {current}")
+    return lines
+
+
+def _criteria(keyword: str, value: str) -> str:
+    """Write a Host or Match line's value as the words of a Match line."""
+    words = shlex.split(value, comments=True)
+    if keyword == "host":
+        return f"originalhost {shlex.quote(','.join(words))}"
+    result: list[str] = []
+    while words:
+        word = words.pop(0)
+        kind = word.lower().removeprefix("!")
+        if kind not in CRITERIA:
+            return NEVER  # what is not understood must not apply
+        result.append(word.lower())
+        if kind not in {"all", "canonical", "final"} and words:
+            result.append(shlex.quote(words.pop(0)))
+    return " ".join(result)
+
+
+def _both(one: str, other: str) -> str:
+    """Write two conditions as one; `all` stands alone or not at all."""
+    parts = [part for part in (one, other) if part != "all"]
+    return " ".join(parts) or "all"
+
+
+def _included(value: str, base: Path) -> list[Path]:
+    found = []
+    for pattern in shlex.split(value, comments=True):
+        path = Path(pattern).expanduser()
+        if not path.is_absolute():
+            path = (
+                SYSTEM_CONFIG.parent if base == SYSTEM_CONFIG.parent else Path("~/.ssh").expanduser()
+            ) / path
+        found += [Path(p) for p in sorted(glob.glob(str(path))) if Path(p).is_file()]  # noqa: PTH207 - absolute
+    return found

@@ -1,0 +1,276 @@
+"""Proving who the user is: agent, key files, passphrases, passwords, questions of the server.
+
+Runs in the notebook; one of the files that import paramiko. Secrets go from the prompt to the server and
+are kept nowhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import queue
+import socket
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import paramiko  # type: ignore[import-untyped]
+from cryptography.exceptions import UnsupportedAlgorithm
+from paramiko.agent import AgentSSH  # type: ignore[import-untyped]
+from paramiko.pkey import UnknownKeyType  # type: ignore[import-untyped]
+
+from fal_agent.errors import AuthenticationError
+from fal_notebook.prompting import SilentPrompt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from fal_notebook.hosts.ssh_config import Target
+    from fal_notebook.hosts.ssh_transport import LinkTransport
+    from fal_notebook.prompting import Prompt
+
+__all__ = ["log_in"]
+
+TRIES = 3
+ANSWER_TIMEOUT = 180.0  # seconds that a person may take, per question
+UNUSABLE = (ValueError, UnknownKeyType, UnsupportedAlgorithm, paramiko.SSHException)
+
+
+def log_in(transport: LinkTransport, target: Target, prompt: Prompt) -> None:
+    """Authenticate `target.user` by whatever the server takes and the user has.
+
+    Raises:
+        AuthenticationError: nothing worked; says what was tried and what to do.
+    """
+    transport.auth_timeout = ANSWER_TIMEOUT
+    login = _Login(transport, target, SilentPrompt() if target.batch else prompt)
+    try:
+        done = login.run()
+    except (paramiko.SSHException, OSError, EOFError) as error:
+        raise AuthenticationError(login.story(str(error))) from error
+    if not done:
+        raise AuthenticationError(login.story())
+
+
+@dataclass
+class _Login:
+    """One attempt to get in; each step says whether the user is now authenticated."""
+
+    transport: LinkTransport
+    target: Target
+    prompt: Prompt
+    offered: frozenset[str] = frozenset()  # what the server takes
+    tried: list[str] = field(default_factory=list)
+    agent_keys: int = 0
+
+    def run(self) -> bool:
+        if self._attempt(self.transport.auth_none):
+            return True
+        return (
+            (self._may("publickey") and any(self._key(key, name) for key, name in self._keys()))
+            or (self._may_ask("keyboard-interactive") and self._interactive())
+            or (self._may_ask("password") and self._password())
+        )
+
+    def story(self, reason: str = "") -> str:
+        """Tell what happened and what to do next."""
+        target = self.target
+        tried = ", ".join(self.tried) or "nothing, because there was nothing to try"
+        methods = ", ".join(sorted(self.offered)) or "nothing it named"
+        text = f"{target.label}: {target.where} did not let user {target.user!r} in. Tried: {tried}. "
+        text += f"The server takes: {methods}. "
+        if not self.transport.is_active():
+            text += f"It then broke off ({reason or self.transport.why_lost()}). "
+            if self.agent_keys > 1:
+                text += (
+                    f"The agent holds {self.agent_keys} keys, which may be more than the server listens to: "
+                    "name the right one by IdentityFile, with IdentitiesOnly yes. "
+                )
+        return text + (
+            f"See whether `{target.ssh_command}` works in a terminal; give the server your key with "
+            "ssh-copy-id; or name another user (user@host, or User in the SSH configuration)"
+        )
+
+    def _may(self, method: str) -> bool:
+        return method in self.offered and method in self.target.methods
+
+    def _may_ask(self, method: str) -> bool:
+        return self._may(method) and not isinstance(self.prompt, SilentPrompt)
+
+    def _attempt(self, method: Any, *arguments: Any) -> bool:
+        """Try one method; a refusal and a half success update what the server takes."""
+        try:
+            remaining = method(self.target.user, *arguments)
+        except paramiko.BadAuthenticationType as refusal:
+            self.offered = frozenset(refusal.allowed_types)
+            return False
+        except paramiko.AuthenticationException:
+            if not self.transport.is_active():
+                raise
+            return False
+        if remaining:
+            self.offered = frozenset(remaining)
+            return False
+        return True
+
+    # -- keys -----------------------------------------------------------------------------------------
+
+    def _key(self, key: paramiko.PKey, name: str) -> bool:
+        if not self._may("publickey"):
+            return False  # a key was half of it; the rest is not a key
+        self.tried.append(name)
+        return self._attempt(self.transport.auth_publickey, key)
+
+    def _keys(self) -> Iterator[tuple[paramiko.PKey, str]]:
+        """Give the keys to offer: the agent's, those in files, and those that need a passphrase."""
+        agent = self._agent()
+        try:
+            yield from self._all_keys(list(agent.get_keys()) if agent is not None else [])
+        finally:
+            if agent is not None:
+                agent._close()  # noqa: SLF001 - paramiko has no public way
+
+    def _all_keys(self, in_agent: list[Any]) -> Iterator[tuple[paramiko.PKey, str]]:
+        target = self.target
+        self.agent_keys = len(in_agent)
+        files = [f for f in target.identity_files if self._exists(f)]
+        public = {f: _public_blob(f) for f in files}
+        named = [k for f in files for k in in_agent if k.asbytes() == public[f]]
+        others = [] if target.identities_only else [k for k in in_agent if k not in named]
+        held = {k.asbytes() for k in (*named, *others)}
+        for key in (*named, *others):
+            yield key, f"the agent's key {key.comment or key.get_name()}"
+        encrypted = []
+        for file in files:
+            if public[file] in held:
+                continue
+            try:
+                key = paramiko.PKey.from_path(str(file), None)
+            except TypeError:  # how it says that a passphrase is needed
+                encrypted.append(file)
+            except UNUSABLE:
+                self.tried.append(f"key {file} (which cannot be used: not a private key of a known kind)")
+            except OSError as error:
+                self.tried.append(f"key {file} (which cannot be read: {error.strerror})")
+            else:
+                yield key, f"key {file}"
+        for file in encrypted:
+            key = self._unlock(file)
+            if key is not None:
+                yield key, f"key {file}"
+
+    def _exists(self, file: Path) -> bool:
+        if file.exists():
+            return True
+        if self.target.identities_given:
+            self.tried.append(f"key {file} (which does not exist)")
+        return False
+
+    def _agent(self) -> Any:
+        if self.target.agent_socket is None:
+            return None
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(10.0)
+        agent = AgentSSH()
+        try:
+            connection.connect(self.target.agent_socket)
+            agent._connect(connection)  # noqa: SLF001 - the public class knows $SSH_AUTH_SOCK only
+        except (OSError, paramiko.SSHException):
+            connection.close()
+            self.tried.append(f"the agent at {self.target.agent_socket} (which does not answer)")
+            return None
+        connection.settimeout(ANSWER_TIMEOUT)  # an agent may ask the person to touch or to confirm
+        return agent
+
+    def _unlock(self, file: Path) -> paramiko.PKey | None:
+        """Ask for the passphrase of a key; None if it is not to be had."""
+        question = f"Passphrase for {file}: "
+        for _ in range(TRIES):
+            passphrase = self.prompt.ask(question, secret=True)
+            if not passphrase:
+                self.tried.append(f"key {file} (which needs a passphrase that was not given)")
+                return None
+            try:
+                return paramiko.PKey.from_path(str(file), passphrase.encode())
+            except UNUSABLE:
+                question = f"That was not it. Passphrase for {file}: "
+        self.tried.append(f"key {file} (whose passphrase was wrong {TRIES} times)")
+        return None
+
+    # -- questions ------------------------------------------------------------------------------------
+
+    def _password(self) -> bool:
+        for _ in range(TRIES):
+            question = f"{self.target.user}@{self.target.hostname}'s password: "
+            given = self.prompt.ask(question, secret=True)
+            if given is None:
+                return False
+            self.tried.append("password")
+            if self._attempt(self._send_password, given):
+                return True
+            if not self._may("password"):
+                return False
+        return False
+
+    def _send_password(self, user: str, password: str) -> list[str]:
+        # paramiko would try to answer the server's own questions with it, which is done better here.
+        return list(self.transport.auth_password(user, password, fallback=False))
+
+    def _interactive(self) -> bool:
+        for _ in range(TRIES):
+            self.tried.append("keyboard-interactive")
+            answered, done = self._conversation()
+            if done or not answered or not self._may("keyboard-interactive"):
+                return done
+        return False
+
+    def _conversation(self) -> tuple[bool, bool]:
+        """Let the server ask; gives whether the person answered, and whether that was enough.
+
+        paramiko hands the questions to the transport's thread. They are put on this one, where a
+        notebook can show them and where an interrupt arrives.
+        """
+        asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        answers: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
+
+        def put(title: str, instructions: str, fields: list[tuple[str, bool]]) -> list[str]:
+            asked.put((title, instructions, fields))
+            return answers.get(timeout=ANSWER_TIMEOUT)
+
+        def attempt() -> None:
+            try:
+                asked.put(self._attempt(self.transport.auth_interactive, put))
+            except (paramiko.SSHException, OSError, EOFError) as error:
+                asked.put(error)
+
+        threading.Thread(target=attempt, name="fal-ssh-login", daemon=True).start()
+        answered = True
+        while True:
+            item = asked.get()
+            if isinstance(item, bool):
+                return answered, item
+            if isinstance(item, Exception):
+                raise item
+            given = self._answers(*item) if answered else None
+            answered = given is not None
+            answers.put(given if given is not None else [""] * len(item[2]))
+
+    def _answers(self, title: str, instructions: str, fields: list[tuple[str, bool]]) -> list[str] | None:
+        heading = "\n".join(part.strip() for part in (title, instructions) if part.strip())
+        given = []
+        for text, echo in fields:
+            answer = self.prompt.ask(f"{heading}\n{text}" if heading else text, secret=not echo)
+            if answer is None:
+                return None
+            given.append(answer)
+            heading = ""
+        return given
+
+
+def _public_blob(file: Path) -> bytes | None:
+    """Read the public half beside a key, to find it in the agent."""
+    try:
+        return base64.b64decode(file.with_name(file.name + ".pub").read_text().split()[1])
+    except (OSError, IndexError, binascii.Error, UnicodeDecodeError):
+        return None

@@ -1,0 +1,76 @@
+"""Asking the person at the notebook or terminal a question.
+
+Runs in the notebook. Answers are handed to whoever asked and kept nowhere; secrets are not echoed. Where
+nobody can answer (a script, a notebook executed without its owner), every question is answered with no.
+"""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from typing import Protocol
+
+__all__ = ["ConsolePrompt", "Prompt", "SilentPrompt", "default_prompt"]
+
+
+class Prompt(Protocol):
+    """A way to ask the person."""
+
+    def ask(self, text: str, *, secret: bool) -> str | None:
+        """Ask for a line of text, not echoed if `secret`; None if nobody answers."""
+
+    def confirm(self, text: str) -> bool:
+        """Ask a yes-or-no question; False if nobody answers."""
+
+
+class SilentPrompt:
+    """Nobody is there to answer."""
+
+    def ask(self, text: str, *, secret: bool) -> str | None:  # noqa: ARG002 - nobody hears the question
+        """Give no answer."""
+        return None
+
+    def confirm(self, text: str) -> bool:  # noqa: ARG002 - nobody hears the question
+        """Answer no."""
+        return False
+
+
+class ConsolePrompt:
+    """Asks through `input` and `getpass`, which IPython kernels turn into a field under the cell."""
+
+    def ask(self, text: str, *, secret: bool) -> str | None:
+        """Ask for a line of text; None at end of input, or if the front end takes none."""
+        try:
+            # Kernels replace both functions, so they are looked up anew each time.
+            return getpass.getpass(text) if secret else input(text)
+        except EOFError:
+            return None
+        except RuntimeError as error:
+            if type(error).__name__ == "StdinNotImplementedError":  # IPython's; not worth importing it for
+                return None
+            raise
+        except NotImplementedError:
+            return None
+
+    def confirm(self, text: str) -> bool:
+        """Ask until the answer is yes or no, three times at most."""
+        question = f"{text} (yes/no) "
+        for _ in range(3):
+            answer = self.ask(question, secret=False)
+            if answer is None or answer.strip().lower() in {"no", "n"}:
+                return False
+            if answer.strip().lower() == "yes":
+                return True
+            question = "Please type yes or no: "
+        return False
+
+
+def default_prompt() -> Prompt:
+    """Give the way to ask that fits where this process runs."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if getattr(shell, "kernel", None) is not None:
+        return ConsolePrompt()
+    if sys.stdin is not None and sys.stdin.isatty():
+        return ConsolePrompt()
+    return SilentPrompt()
