@@ -50,13 +50,13 @@ def encode_frame(header: dict[str, Any], buffers: Sequence[Buffer] = ()) -> byte
 
     Args:
         header: a JSON object.
-        buffers: raw bytes, `MAX_BODY` in all at most, each of one dimension and contiguous.
+        buffers: raw bytes, `MAX_BODY` in all at most, each contiguous.
 
     Raises:
         ProtocolError: the frame would be larger than a decoder accepts.
     """
     text = _dumps(header).encode("ascii")
-    lengths = [len(buffer) for buffer in buffers]
+    lengths = [buffer.nbytes if isinstance(buffer, memoryview) else len(buffer) for buffer in buffers]
     body = sum(lengths)
     if len(text) > MAX_HEADER or body > MAX_BODY or len(lengths) > MAX_BUFFERS:
         raise ProtocolError(
