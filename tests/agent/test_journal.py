@@ -138,6 +138,38 @@ def test_a_killed_agent_loses_no_run_and_only_the_last_moment_of_events(tmp_path
         assert journal.mark_lost() == []
 
 
+def test_agents_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
+    """After an upgrade the old agent serves on beside the new one."""
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from fal_agent.server.journal import Journal\n"
+        "from fal_agent.wire import Log, encode\n"
+        "j = Journal(Path(sys.argv[1]) / 'journal-1.sqlite3', on_error=print)\n"
+        "for n in range(200):\n"
+        "    r = f'{sys.argv[2]}-{n}'\n"
+        "    assert j.add_run(r, client_id=sys.argv[2], label='f', kind='function', environment='')\n"
+        "    for k in range(1, 6): j.append(r, k, encode(Log(r, 'stdout', seq=k), [b'x' * 500]))\n"
+        "    j.set_state(r, 'done')\n"
+        "j.close()\n"
+    )
+    agents = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path), name],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(AGENT)},
+        )
+        for name in ("a", "b", "c")
+    ]
+    outputs = [agent.communicate(timeout=60)[0] for agent in agents]
+
+    assert outputs == [b"", b"", b""]
+    with opened(tmp_path) as journal:
+        runs = journal.runs(limit=1000)
+        assert len(runs) == 600
+        assert {(run.state, run.last_seq) for run in runs} == {("done", 5)}
+        assert all(len(list(journal.events(run.run_id))) == 5 for run in runs)
+
+
 def test_a_lost_run_ends_with_a_failure_that_comes_after_anything_seen(tmp_path: Path) -> None:
     """The notebook may have seen events that the killed agent had not recorded yet."""
     dead = identity().rsplit(".", 1)[0] + ".1"  # this process number, at another time

@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Optional, TypeVar
 
 from fal_agent.errors import ResourceError
+from fal_agent.server.intents import Intents, left_behind, read_intents
 from fal_agent.server.journal_file import (
     ENDED,
     MAX_SEQ,
@@ -91,6 +92,7 @@ class Journal:
         self._trim_at: dict[str, int] = {}
         self._failing = self._closing = False
         self._file = self._open()
+        self._intents = Intents(path, self.agent)
         self._work, self._hurry = threading.Event(), threading.Event()
         self._writer = threading.Thread(target=self._write_until_closed, name="journal", daemon=True)
         self._writer.start()
@@ -106,25 +108,48 @@ class Journal:
         kind: str,
         environment: str,
         submitted_at: Optional[float] = None,
+        again: bool = True,
     ) -> bool:
-        """Record a run, "queued"; it is in the file when this returns.
+        """Record a run, "queued"; it is on the disk when this returns.
+
+        With `again` the id may be known already; without it that is not looked up, which is quicker.
 
         Returns:
             False if the id is known already: the run must not be started a second time.
         """
         at = self._clock() if submitted_at is None else submitted_at
         run = NewRun(run_id, client_id, _text(label), kind, _text(environment), self.agent, at)
+        if again:
+            return self._add_now(run)
+        with self._room:  # so that nobody empties the file between the line and the queue
+            try:
+                self._intents.add(run)
+            except OSError:  # a full disk: SQLite will say so
+                noted = False
+            else:
+                noted = True
+                self._queue.append(run)
+                self._queued += _size(run)
+        if not noted:
+            return self._add_now(run)
+        if not self._work.is_set():
+            self._work.set()
+        return True
+
+    def _add_now(self, run: NewRun) -> bool:
         with self._lock:
-            if run_id in self._unsaved:
+            with self._room:
+                waits = any(isinstance(entry, NewRun) and entry.run_id == run.run_id for entry in self._queue)
+            if waits or run.run_id in self._unsaved:
                 return False
             try:
                 if not self._failing:
                     return self._file.add_run(run)
-                if self._file.number(run_id) is not None:
+                if self._file.number(run.run_id) is not None:
                     return False
             except sqlite3.Error as error:
                 self._trouble(error)
-            self._unsaved.add(run_id)
+            self._unsaved.add(run.run_id)
         self._put(run)
         return True
 
@@ -206,6 +231,9 @@ class Journal:
                 self._count(entries)
             except sqlite3.Error as error:
                 self._trouble(error)
+            with self._room:
+                if not self._queue and self._intents.is_large:
+                    self._intents.clear()
             return True
 
     def _take(self) -> list[Entry]:
@@ -313,6 +341,7 @@ class Journal:
         """
         alive = {self.agent: True}
         lost = []
+        self._take_over_intents()
         for run in self.unfinished():
             if run.agent not in alive:
                 alive[run.agent] = is_alive(run.agent)
@@ -321,6 +350,16 @@ class Journal:
                 self._change(partial(JournalFile.lose, run=run, message=text, at=self._clock()))
                 lost.append(run)
         return lost
+
+    def _take_over_intents(self) -> None:
+        """Record the runs that dead agents had written down, but not yet recorded."""
+        for agent, path in left_behind(self.path).items():
+            if agent == self.agent or is_alive(agent):
+                continue
+            for run in read_intents(path):
+                self._change(partial(JournalFile.add_run, run=run))
+            if not self._failing:
+                path.unlink(missing_ok=True)
 
     def retain(self, *, max_age_seconds: float = 7 * 86400, max_bytes: int = 2 << 30) -> Dropped:
         """Forget ended runs: those older than `max_age_seconds`, then the oldest beyond `max_bytes`.
@@ -356,6 +395,8 @@ class Journal:
         self._writer.join(timeout=10)
         self.flush()
         with self._lock:
+            if not self._queue:
+                self._intents.close()
             self._file.close()
 
     # ------------------------------------------------------------ trouble
