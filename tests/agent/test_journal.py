@@ -138,6 +138,37 @@ def test_a_killed_agent_loses_no_run_and_only_the_last_moment_of_events(tmp_path
         assert journal.mark_lost() == []
 
 
+def test_a_run_that_was_only_noted_is_lost_and_not_forgotten_with_its_agent(tmp_path: Path) -> None:
+    """The quick way in writes a line and no transaction; that line must outlive the agent too."""
+    script = (
+        "import os, sys; from pathlib import Path\n"
+        "from fal_agent.server import journal\n"
+        "journal.GROUP_SECONDS = 60.0\n"
+        "j = journal.Journal(Path(sys.argv[1]) / 'journal-1.sqlite3')\n"
+        "j.add_run('r1', client_id='c', label='f', kind='function', environment='', again=False)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    agent = subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": str(AGENT)})
+    assert agent.returncode == -signal.SIGKILL
+
+    with opened(tmp_path) as journal:
+        assert journal.runs() == []
+
+        assert [run.run_id for run in journal.mark_lost()] == ["r1"]
+        assert not journal.add_run("r1", **NEW), "it must not run a second time"
+
+
+def test_a_run_that_was_noted_is_known_at_once_to_who_asks(journal: Journal) -> None:
+    with journal._lock:  # it cannot have been recorded yet
+        assert journal.add_run("r1", **NEW, again=False)
+        journal.append("r1", 1, log("r1", 1, b"x"))
+        assert not journal.add_run("r1", **NEW)
+
+    assert text_of(journal, "r1") == b"x"
+    assert not journal.add_run("r1", **NEW)
+
+
 def test_agents_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
     """After an upgrade the old agent serves on beside the new one."""
     script = (
