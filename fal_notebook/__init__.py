@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fal_agent.runtime.cached import cached
-
     from fal_notebook import api, exceptions, hosts
     from fal_notebook.functions import function
     from fal_notebook.functions import function as isolated

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import itertools
 import os
 import platform
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any, overload
 
 from fal_agent.wire import Call
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
 __all__ = ["Function", "function", "in_notebook", "worker_needs"]
 
 
+_SETTINGS_SECONDS = 1.0  # after which the host's settings are looked at again
+_KEPT_CALLS = 7
+
+
 class Function:
     """A function that runs on a host; made by `fal.function`.
 
@@ -51,6 +57,7 @@ class Function:
         self.raw_func = raw_func
         self.settings = settings
         self.app_name = getattr(raw_func, "__name__", type(raw_func).__name__)
+        self._calls: dict[Any, tuple[float, Call]] = {}  # what was sent lately, and when it was made
 
     # ------------------------------------------------------------ calling
 
@@ -66,7 +73,7 @@ class Function:
         __tracebackhide__ = True
         host = self.host
         draw = display.drawer()
-        run = start(host, self._parcel(host, args, kwargs))
+        run = start(host, self._parcel(host, args, kwargs, snapshot=False))
         if inspect.isgeneratorfunction(self.raw_func) or inspect.isasyncgenfunction(self.raw_func):
             return Items(run, draw)
         return follow(run, draw)
@@ -199,25 +206,46 @@ class Function:
         *,
         kind: str = "function",
         packed: Packed | None = None,
+        snapshot: bool = True,
     ) -> Parcel:
+        packed = packed or self._pack()
+        arguments = pack_arguments(
+            args, kwargs, label=self.__qualname__, func=self.raw_func, snapshot=snapshot
+        )
+        if self.settings.app_files:
+            files, blobs = read_app_files(collect_app_files(
+                self.settings.app_files,
+                ignore=self.settings.app_files_ignore,
+                context_dir=self.settings.app_files_context_dir,
+            ))  # fmt: skip
+            return make_parcel(self._call(host, kind, packed, files), packed, arguments, blobs=blobs)
+        # Equal calls are the same object: the agent then knows all but the arguments already.
+        now = time.monotonic()
+        key = (
+            kind,
+            packed.digest,
+            packed.reusable,
+            host.name,
+            getattr(host, "working_folder", None),
+            worker_needs(),
+        )
+        made = self._calls.get(key)
+        if made is None or now - made[0] > _SETTINGS_SECONDS:
+            call = self._call(host, kind, packed, [])
+            if made is not None and made[1] == call:
+                call = made[1]
+            self._calls = {key: (now, call), **dict(itertools.islice(self._calls.items(), _KEPT_CALLS))}
+        else:
+            call = made[1]
+        return make_parcel(call, packed, arguments)
+
+    def _call(self, host: Host, kind: str, packed: Packed, files: list[list[Any]]) -> Call:
+        """Say what is to run and what it needs."""
         settings = self.settings
         settings.check_runnable()
         check_python(settings.python_version)
-        packed = packed or self._pack()
-        arguments = pack_arguments(args, kwargs, label=self.__qualname__)
-        known = (
-            config.load().host(host.name) if settings.keep_alive is None or settings.lease is None else None
-        )
-        files = []
-        blobs = {}
-        if settings.app_files:
-            found = collect_app_files(
-                settings.app_files,
-                ignore=settings.app_files_ignore,
-                context_dir=settings.app_files_context_dir,
-            )
-            files, blobs = read_app_files(found)
-        call = Call(
+        known = config.load().host(host.name)
+        return Call(
             kind=kind,
             label=self.__qualname__,
             function=packed.digest,
@@ -228,19 +256,17 @@ class Function:
                 compile_bytecode=settings.compile_bytecode,
                 force=settings.force,
             ),
-            arguments=[],
             resources=settings.resources(),
-            scaling=settings.scaling(host_keep_alive=known.keep_alive if known else None),
+            scaling=settings.scaling(host_keep_alive=known.keep_alive),
             timeout=settings.request_timeout,
             startup_timeout=settings.startup_timeout,
-            lease=settings.lease_seconds(host_lease=known.lease if known else None),
+            lease=settings.lease_seconds(host_lease=known.lease),
             files=files,
             folder=None if files else getattr(host, "working_folder", None),
             client=platform.python_version(),
             scale_key=f"{os.getpid()}:{self.raw_func.__module__}.{self.__qualname__}",
             reusable=packed.reusable,
         )
-        return make_parcel(call, packed, arguments, blobs=blobs)
 
 
 @overload
@@ -290,13 +316,13 @@ def function(
     return decorate
 
 
-def worker_needs() -> list[str]:
+def worker_needs() -> tuple[str, ...]:
     """What our own side of a worker needs besides the user's requirements.
 
     In a notebook that is IPython too, so that cells and functions with the same requirements share an
     environment, and with it workers and the models cached there.
     """
-    return ["ipython", "matplotlib-inline"] if in_notebook() else []
+    return ("ipython", "matplotlib-inline") if in_notebook() else ()
 
 
 def in_notebook() -> bool:

@@ -340,14 +340,13 @@ def test_resources_and_scaling_survive_the_wire() -> None:
         label="f",
         function=None,
         environment=EnvironmentSpec(python="3.11", layers=[]),
-        arguments=[],
         resources=options.resources(),
         scaling=options.scaling(),
     )
 
-    [frame] = FrameDecoder().feed(encode(Submit(run_id="r", call=call)))
+    [frame] = FrameDecoder().feed(encode(Submit(run_id="r", template="t", arguments=[], call=call)))
 
-    assert decode(frame) == Submit(run_id="r", call=call)
+    assert decode(frame) == Submit(run_id="r", template="t", arguments=[], call=call)
     assert options.resources().machine_types == ["GPU-H100", "GPU"]
     assert options.scaling().max_multiplexing == 4
 

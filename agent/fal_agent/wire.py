@@ -15,8 +15,8 @@ has drawn or handed over, and the agent does so itself for runs that nobody watc
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Optional, TypeVar, Union
+from dataclasses import MISSING, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Optional, TypeVar, Union
 
 from fal_agent.errors import ProtocolError
 from fal_agent.framing import Buffer, Frame, encode_frame
@@ -57,9 +57,11 @@ __all__ = [
     "Scaling",
     "Stage",
     "Submit",
+    "Task",
     "Welcome",
     "decode",
     "encode",
+    "header",
 ]
 
 INLINE_LIMIT = 256 << 10  # bytes of raw buffers that one message carries itself; more goes as blobs
@@ -106,14 +108,12 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Call:
-    """One function or cell, with its arguments and needs."""
+    """What is to run and what it needs: everything about a call that stays the same from call to call."""
 
     kind: str  # "function": pickle of (function, setup_function or None); "cell": see worker/session.py
     label: str  # the function's qualified name, or the first line of the cell
     function: Optional[str]  # digest of the function's data, None for cells
     environment: EnvironmentSpec
-    arguments: Data  # "function": pickle of (args, kwargs); "cell": pickle of a dict
-    function_data: Optional[Data] = None  # left out when the host is known to have it
     resources: Resources = field(default_factory=Resources)
     scaling: Scaling = field(default_factory=Scaling)
     session: Optional[str] = None  # name of the session that a cell runs in
@@ -143,11 +143,15 @@ class Hello:
 
 @dataclass(frozen=True)
 class Submit:
-    """Run a call. Sent again with the same id, it never runs twice."""
+    """Run a call with arguments. Sent again with the same id, it never runs twice."""
 
     type: ClassVar[str] = "submit"
     run_id: str
-    call: Call
+    template: str  # the client's name for `call` on this connection
+    arguments: Data  # "function": pickle of (args, kwargs); "map": of ([args, ...],); "cell": of a dict
+    call: Optional[Call] = None  # left out when the agent knows the template
+    function_data: Optional[Data] = None  # left out when the agent is known to have the function
+    again: bool = False  # it may have been sent before
 
 
 @dataclass(frozen=True)
@@ -231,7 +235,7 @@ class Need:
 
     type: ClassVar[str] = "need"
     run_id: str
-    names: list[str]  # blobs, or the function's digest
+    names: list[str]  # of blobs, of the function (its digest) or of the template
 
 
 @dataclass(frozen=True)
@@ -394,23 +398,31 @@ class Ready:
 
 
 @dataclass(frozen=True)
+class Task:
+    """What a worker must know of a `Call`."""
+
+    kind: str
+    label: str
+    function: Optional[str] = None
+    session: Optional[str] = None
+    outbox: str = ""  # folder where the worker puts large results, for the agent to take
+    multiplexing: int = 1
+    folder: Optional[str] = None  # working folder, importable; None: as it is
+    fresh: bool = False
+    reusable: bool = False
+
+
+@dataclass(frozen=True)
 class Execute:
     """Run a call in this worker; `blobs` gives the file of each blob that its data names."""
 
     type: ClassVar[str] = "execute"
     run_id: str
-    kind: str
-    label: str
-    function: Optional[str]
+    template: str  # the agent's name for `task`
     arguments: Data
-    function_data: Optional[Data] = None  # left out when this worker has it
-    session: Optional[str] = None
+    task: Optional[Task] = None  # left out when this worker knows the template
+    function_data: Optional[Data] = None  # left out when this worker has the function
     blobs: dict[str, str] = field(default_factory=dict)  # name -> path
-    outbox: str = ""  # folder where the worker puts large results, for the agent to take
-    multiplexing: int = 1
-    folder: Optional[str] = None  # where the call's app files lie
-    fresh: bool = False
-    reusable: bool = False
 
 
 Event = Union[Stage, Log, Display, Clear, Progress, Item, Result, Failure]
@@ -423,6 +435,7 @@ _TYPES: dict[str, type[Any]] = {cls.type: cls for cls in Message.__args__}  # ty
 _NESTED: dict[type, dict[str, type[Any]]] = {
     Submit: {"call": Call},
     Call: {"environment": EnvironmentSpec, "resources": Resources, "scaling": Scaling},
+    Execute: {"task": Task},
 }
 _M = TypeVar("_M")
 
@@ -433,7 +446,12 @@ def encode(message: Message, buffers: Sequence[Buffer] = ()) -> bytes:
     Raises:
         ProtocolError: it would be larger than a frame may be.
     """
-    return encode_frame({"type": message.type, **_plain(message)}, buffers)
+    return encode_frame(header(message), buffers)
+
+
+def header(message: Message) -> dict[str, Any]:
+    """Give a message as the JSON object of its frame."""
+    return {"type": message.type, **_plain(message)}
 
 
 def decode(frame: Frame) -> Message:
@@ -442,31 +460,45 @@ def decode(frame: Frame) -> Message:
     Raises:
         ProtocolError: the type is unknown, or fields are missing, unknown or of another kind.
     """
-    header = dict(frame.header)
-    kind = header.pop("type", None)
+    values = dict(frame.header)
+    kind = values.pop("type", None)
     cls = _TYPES.get(kind) if isinstance(kind, str) else None
     if cls is None:
         raise ProtocolError(f"unknown message type {kind!r}")
-    message: Message = _build(cls, header)
+    message: Message = _build(cls, values)
     return message
 
 
 def _plain(value: Any) -> dict[str, Any]:
-    """`value`'s fields as JSON types; nested messages become objects."""
-    return {
-        key: _plain(item) if hasattr(item, "__dataclass_fields__") else item
-        for key, item in vars(value).items()
-    }
+    """`value`'s fields as JSON types, those at their defaults left out; nested messages become objects."""
+    defaults = _DEFAULTS[type(value)]
+    plain: dict[str, Any] = {}
+    for key, item in vars(value).items():
+        if key in defaults and defaults[key] == item:
+            continue
+        plain[key] = _plain(item) if type(item) in _DEFAULTS else item
+    return plain
 
 
-def _build(cls: type[_M], fields_: dict[str, Any]) -> _M:
-    values = dict(fields_)
+def _defaults(cls: type) -> dict[str, Any]:
+    """The fields of a message that may be left out, with what they then are."""
+    given: dict[str, Any] = {}
+    for item in fields(cls):
+        if item.default is not MISSING:
+            given[item.name] = item.default
+        elif item.default_factory is not MISSING:
+            given[item.name] = item.default_factory()
+    return given
+
+
+def _build(cls: type[_M], values: dict[str, Any]) -> _M:
     for name, nested in _NESTED.get(cls, {}).items():
         if isinstance(values.get(name), dict):
-            values[name] = _build(nested, values[name])
-    kinds = _KINDS[cls]
+            values[name] = _build(nested, dict(values[name]))
+    shapes = _SHAPES[cls]
     for name, value in values.items():
-        if name not in kinds or not isinstance(value, kinds[name]):
+        kinds, inner = shapes.get(name, _NOTHING)
+        if type(value) not in kinds or (inner is not None and not _hold(value, inner)):
             raise ProtocolError(f"{cls.__name__} cannot have {name}={value!r:.80}")
     try:
         return cls(**values)
@@ -474,26 +506,43 @@ def _build(cls: type[_M], fields_: dict[str, Any]) -> _M:
         raise ProtocolError(f"{cls.__name__}: {error}") from None
 
 
-def _kinds(annotation: str) -> tuple[type, ...]:
-    """The Python types that JSON may give for a field, from the annotation's outermost name."""
-    optional = annotation.startswith("Optional[")
-    name = annotation[len("Optional[") : -1] if optional else annotation
-    head = name.split("[")[0]
-    kinds = _JSON_KINDS.get(head) or (globals()[head],)
-    return (*kinds, type(None)) if optional else kinds
+class _Shape(NamedTuple):
+    """What JSON may give for a field: exact types, and the shape of what lies in a list or an object."""
+
+    kinds: frozenset[type]
+    inner: Optional[_Shape] = None
 
 
-_JSON_KINDS: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-    "Any": (object,),
-    "Data": (list,),
-    "list": (list,),
-    "dict": (dict,),
+def _hold(value: Any, inner: _Shape) -> bool:
+    """Whether all that lies in a list or an object has a shape; None holds nothing."""
+    items = value.values() if type(value) is dict else value or ()
+    deeper = inner.inner
+    return all(type(item) in inner.kinds and (deeper is None or _hold(item, deeper)) for item in items)
+
+
+def _shape(annotation: str) -> _Shape:
+    head, _, inner = annotation.partition("[")
+    if head == "Optional":
+        shape = _shape(inner[:-1])
+        return _Shape(shape.kinds | {type(None)}, shape.inner)
+    if head == "list":
+        return _Shape(frozenset([list]), _shape(inner[:-1]))
+    if head == "dict":
+        return _Shape(frozenset([dict]), _shape(inner[:-1].partition(", ")[2]))
+    return _JSON_SHAPES.get(head) or _Shape(frozenset([globals()[head]]))
+
+
+_NOTHING = _Shape(frozenset())
+_JSON_SHAPES: dict[str, _Shape] = {
+    "str": _Shape(frozenset([str])),
+    "int": _Shape(frozenset([int])),
+    "float": _Shape(frozenset([int, float])),
+    "bool": _Shape(frozenset([bool])),
+    "Any": _Shape(frozenset([str, int, float, bool, list, dict, type(None)])),
+    "Data": _Shape(frozenset([list]), _Shape(frozenset([int, str]))),
 }
-_KINDS: dict[type, dict[str, tuple[type, ...]]] = {
-    cls: {item.name: _kinds(str(item.type)) for item in fields(cls)}
-    for cls in [*_TYPES.values(), Call, EnvironmentSpec, Resources, Scaling]
+_SHAPES: dict[type, dict[str, _Shape]] = {
+    cls: {item.name: _shape(str(item.type)) for item in fields(cls)}
+    for cls in [*_TYPES.values(), Call, EnvironmentSpec, Resources, Scaling, Task]
 }
+_DEFAULTS: dict[type, dict[str, Any]] = {cls: _defaults(cls) for cls in _SHAPES}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from fal_agent.framing import Buffer
-    from fal_agent.wire import Call, Event
+    from fal_agent.wire import Call, Data, Event
 
 __all__ = ["ByteStream", "CompletedCommand", "EventSink", "Execution", "Host", "Link", "Parcel", "Received"]
 
@@ -61,9 +61,13 @@ class Link(Protocol):
 
 @dataclass(frozen=True)
 class Parcel:
-    """A call ready to travel: the message, the raw buffers it refers to, and its blobs by name."""
+    """A call ready to travel: what to run, its arguments, the raw buffers they refer to, and blobs by name.
+
+    Calls that are the very same object travel once per connection.
+    """
 
     call: Call
+    arguments: Data
     buffers: Sequence[Buffer] = ()
     blobs: dict[str, Buffer] = field(default_factory=dict)
     function_data: Sequence[Buffer] = ()  # pickle and buffers of the function, in case the host lacks them

@@ -6,13 +6,14 @@ has to be uploaded first, by a thread of their own.
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import mmap
 import os
 import queue
 import threading
 import time
 import uuid
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from fal_agent.duplex import Duplex
@@ -23,6 +24,7 @@ from fal_agent.wire import (
     Answer,
     Ask,
     BlobPart,
+    Call,
     Cancel,
     Data,
     Failure,
@@ -52,6 +54,7 @@ CLIENT_ID = uuid.uuid4().hex  # one per kernel; a forked child that connects is 
 
 _ACK_EVERY = 128 << 10  # bytes of events after which the worker is told that they were dealt with
 _GREETING_TIMEOUT = 20.0  # seconds
+_KEPT_TEMPLATES = 1024  # fewer than the agent keeps
 _PING_EVERY = 3.0  # seconds without a word after which the agent is asked whether it is there
 _SILENCE_LIMIT = 12.0  # seconds without a word after which the connection counts as lost
 
@@ -64,6 +67,7 @@ class AgentExecution:
         self.parcel: Parcel | None = parcel  # until the agent is known to have it
         self.sink = sink
         self.last_seq = 0
+        self.sent = False
         self.withdrawn = threading.Event()
         self._client = client
         self._owed = 0
@@ -117,6 +121,8 @@ class AgentClient:
         self._executions: dict[str, AgentExecution] = {}
         self._answers: dict[str, queue.SimpleQueue[Answer | None]] = {}
         self._incoming: dict[str, bytearray] = {}
+        self._templates: OrderedDict[int, tuple[str, Call]] = OrderedDict()  # by the identity of the call
+        self._naming, self._numbers = threading.Lock(), itertools.count(1)
         self._functions: set[str] = set()  # digests that the agent has
         self._blobs: set[str] = set()  # names that the agent has
         self._greeted = threading.Event()
@@ -219,17 +225,40 @@ class AgentClient:
         assert parcel is not None
         call, buffers = parcel.call, list(parcel.buffers)
         digest = call.function
+        refs: Data | None = None
         if digest is not None and digest not in self._functions and parcel.function_data:
-            refs: Data = []
             if self._function_needs_blobs(parcel):
                 refs = [_function_blob(digest, index) for index in range(len(parcel.function_data))]
             else:
                 refs = list(range(len(buffers), len(buffers) + len(parcel.function_data)))
                 buffers += parcel.function_data
-            call = dataclasses.replace(call, function_data=refs)
-        self._send(Submit(execution.run_id, call), buffers)
+        template, is_new = self._template(call)
+        self._send(
+            Submit(
+                execution.run_id,
+                template,
+                parcel.arguments,
+                call=call if is_new else None,
+                function_data=refs,
+                again=execution.sent,
+            ),
+            buffers,
+        )
+        execution.sent = True
         if digest is not None:
             self._functions.add(digest)
+
+    def _template(self, call: Call) -> tuple[str, bool]:
+        """Our name for a call on this connection, and whether the agent is yet to be told its meaning."""
+        with self._naming:
+            name, known = self._templates.get(id(call), ("", None))
+            if known is call:
+                return name, False
+            name = f"t{next(self._numbers)}"
+            self._templates[id(call)] = (name, call)  # keeps the call, so that its id stays its own
+            if len(self._templates) > _KEPT_TEMPLATES:
+                self._templates.popitem(last=False)
+            return name, True
 
     def _upload(self, execution: AgentExecution) -> None:
         """Send what the call's data needs, then the call; runs in a thread."""
@@ -313,6 +342,9 @@ class AgentClient:
             return
         self._functions.discard(execution.parcel.call.function or "")
         self._blobs.difference_update(need.names)
+        with self._naming:
+            self._templates.pop(id(execution.parcel.call), None)
+        execution.sent = False  # it was turned away, so it does not run
         threading.Thread(target=self._upload, args=(execution,), name="fal-upload-again", daemon=True).start()
 
     def _on_close(self, problem: Exception | None) -> None:

@@ -111,7 +111,7 @@ class SSHHost(AgentHost):
         root, python = facts["root"], facts["python"]
         if not python:
             raise HostUnreachableError(
-                f"{self.name!r} has no Python 3.9 or newer for the agent to run on. Install python3 there, or name "
+                f"{self.name!r} has no Python 3.9 or newer for the agent. Install python3 there, or name "
                 f'one: `python = "/path/to/python3"` under [hosts."{self.name}"] in {config.load().path}'
             )
         code = f"{root}/code/{archive.digest}"

@@ -30,7 +30,7 @@ from fal_agent.server.functions import FunctionStore
 from fal_agent.server.gpus import GpuLender
 from fal_agent.server.journal import Journal
 from fal_agent.server.machine import machine_facts, match
-from fal_agent.server.pool import Pool, WorkerKey
+from fal_agent.server.pool import Pool
 from fal_agent.server.questions import Questions
 from fal_agent.server.reaper import Reaper
 from fal_agent.server.rpc import Connection
@@ -39,6 +39,8 @@ from fal_agent.server.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from fal_agent.server.prepared import WorkerKey
 
 __all__ = ["serve", "start"]
 

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Optional
+from typing import TYPE_CHECKING, Optional
 
 from fal_agent.server.process import WorkerProcess, worker_variables
 
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fal_agent.server.devices import Devices
+    from fal_agent.server.prepared import WorkerKey
     from fal_agent.server.reaper import Reaper
     from fal_agent.server.runs import Run
     from fal_agent.server.worker import Worker
 
-__all__ = ["Pool", "WorkerKey"]
+__all__ = ["Pool"]
 
 _log = logging.getLogger(__name__)
 _SESSION_IDLE = (
@@ -35,16 +36,7 @@ _STARTUP_TIMEOUT = 60.0  # seconds from starting a process to its first word, un
 _TELL_AFTER = 0.5  # seconds that a run waits before it is told why
 
 
-class WorkerKey(NamedTuple):
-    """What makes two workers interchangeable."""
-
-    environment: str
-    gpus: int
-    gpu_model: Optional[str]
-    folder: Optional[str]
-
-
-_Queue = tuple[WorkerKey, str]  # and the calls' scale key
+_Queue = tuple["WorkerKey", str]  # and the calls' scale key
 
 
 class Pool:
@@ -86,7 +78,7 @@ class Pool:
     def enqueue(self, run: Run) -> None:
         """Give a run, whose environment is ready, to a worker now or when its turn comes."""
         run.queued_at = time.monotonic()
-        queue = (worker_key(run), run.call.scale_key)
+        queue = (run.prepared.key, run.call.scale_key)
         self._queues.setdefault(queue, deque()).append(run)
         self._serve(queue)
         if not run.is_finished and run.worker is None:
@@ -211,7 +203,7 @@ class Pool:
         task.add_done_callback(self._tasks.discard)
 
     async def _start_process(self, worker: Worker, run: Run) -> None:
-        key, environment = worker.key, run.environment
+        key, environment = worker.key, run.prepared.environment
         assert environment is not None
         if key.gpus:
             worker.devices = await self._devices.lend(
@@ -239,6 +231,7 @@ class Pool:
             )
         except OSError as error:
             worker.start_problem = f"the interpreter {environment.python} cannot be started: {error}"
+            run.prepared.lost()
             worker.on_exit(None)
             return
         worker.watch_startup(run.call.startup_timeout or _STARTUP_TIMEOUT)
@@ -312,10 +305,3 @@ class Pool:
 def _existing(folder: Optional[str]) -> str:
     """The folder if it is there, else the user's home."""
     return folder if folder and Path(folder).is_dir() else str(Path.home())
-
-
-def worker_key(run: Run) -> WorkerKey:
-    """The kind of worker that a run needs."""
-    assert run.environment is not None
-    assert run.match is not None
-    return WorkerKey(run.environment.name, run.match.gpus, run.match.gpu_model, run.call.folder)

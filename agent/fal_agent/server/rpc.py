@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Optional, cast
+from typing import TYPE_CHECKING, Optional, cast
 
 from fal_agent.errors import FalServerlessException, ProtocolError
 from fal_agent.framing import Buffer, FrameDecoder
 from fal_agent.wire import PART_SIZE, BlobPart, Message, decode, encode
+
+if TYPE_CHECKING:
+    from fal_agent.server.prepared import Prepared
 
 __all__ = ["Connection"]
 
@@ -33,6 +36,7 @@ class Connection(asyncio.Protocol):
 
     Attributes:
         client_id: who is calling, once it has said so.
+        templates: calls by the client's names for them.
         shares_files: the client reads and writes the blobs' files itself, being on this machine.
     """
 
@@ -50,6 +54,7 @@ class Connection(asyncio.Protocol):
         self._queues: dict[str, deque[tuple[bytes, Sequence[str]]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.client_id = ""
+        self.templates: OrderedDict[str, Prepared] = OrderedDict()  # what its calls' templates stand for
         self.part_size = PART_SIZE
         self.shares_files = False
 

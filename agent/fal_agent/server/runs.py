@@ -10,15 +10,14 @@ import time
 from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent.framing import Buffer, encode_frame
-from fal_agent.wire import Ack, Call, Event, Failure, Log, Result, Stage
+from fal_agent.wire import Ack, Call, Data, Event, Failure, Log, Result, Stage, header
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Sequence
 
-    from fal_agent.server.environments.cache import Environment
     from fal_agent.server.journal import Journal
-    from fal_agent.server.machine import Match
+    from fal_agent.server.prepared import Prepared
     from fal_agent.server.rpc import Connection
 
 __all__ = ["FINISHED", "Run"]
@@ -32,8 +31,8 @@ class Run:
 
     Attributes:
         run_id: the client's name for it.
-        call: what was asked.
-        buffers: raw buffers of the submit; let go when the call has been handed to a worker.
+        prepared: what was asked, and what is known of it.
+        arguments, buffers: raw buffers of the submit; let go when the call has been handed to a worker.
         client_id: whose run it is.
         state: "building", "queued", "running", or one of `FINISHED`.
         worker: the process that runs it (`fal_agent.server.pool.Worker`).
@@ -41,14 +40,19 @@ class Run:
     """
 
     def __init__(
-        self, run_id: str, call: Call, buffers: list[bytes], connection: Connection, journal: Journal
+        self,
+        run_id: str,
+        *,
+        prepared: Prepared,
+        arguments: Data,
+        buffers: list[bytes],
+        connection: Connection,
+        journal: Journal,
     ) -> None:
-        self.run_id, self.call, self.buffers = run_id, call, buffers
+        self.run_id, self.prepared, self.arguments, self.buffers = run_id, prepared, arguments, buffers
         self.client_id = connection.client_id
         self.connection: Optional[Connection] = connection
         self.state = "building"
-        self.match: Optional[Match] = None
-        self.environment: Optional[Environment] = None
         self.worker: Any = None
         self.queued_at = time.monotonic()
         self.told_to_wait = False
@@ -59,6 +63,11 @@ class Run:
         self._seq = 0
 
     @property
+    def call(self) -> Call:
+        """What was asked."""
+        return self.prepared.call
+
+    @property
     def is_finished(self) -> bool:
         """Whether its last event has been made."""
         return self.state in FINISHED
@@ -66,11 +75,7 @@ class Run:
     @property
     def blobs(self) -> set[str]:
         """Names of the blobs that the call's data needs."""
-        refs = [
-            *self.call.arguments,
-            *(self.call.function_data or []),
-            *(item[1] for item in self.call.files),
-        ]
+        refs = [*self.arguments, *(item[1] for item in self.call.files)]
         return {ref for ref in refs if isinstance(ref, str)}
 
     def emit(self, event: Event, buffers: Sequence[Buffer] = ()) -> None:
@@ -78,7 +83,9 @@ class Run:
         if self.is_finished:
             return
         self._seq += 1
-        frame = encode_frame({"type": event.type, **vars(event), "seq": self._seq}, buffers)
+        content = header(event)
+        content["seq"] = self._seq
+        frame = encode_frame(content, buffers)
         blobs = [ref for ref in getattr(event, "data", ()) if isinstance(ref, str)]
         self._journal.append(self.run_id, self._seq, frame, blobs)
         if self.connection is not None:

@@ -7,8 +7,6 @@ for, sees to its environment and files, hands it to the pool, and answers questi
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import json
 import logging
 import threading
 import time
@@ -20,6 +18,7 @@ from fal_agent.errors import EnvironmentBuildError, FalServerlessException, Requ
 from fal_agent.framing import FrameDecoder
 from fal_agent.server.appfiles import lay_out_files
 from fal_agent.server.functions import FunctionStore, extract
+from fal_agent.server.prepared import Prepared
 from fal_agent.server.runs import Run
 from fal_agent.wire import (
     Ack,
@@ -53,6 +52,7 @@ __all__ = ["Service"]
 
 _log = logging.getLogger(__name__)
 _BUILDERS = 4  # environments that may be built at the same time
+_KEPT_TEMPLATES = 2048  # of one connection; a client is asked to say a forgotten one again
 _KEPT_RUNS = 500  # finished runs that are remembered besides the journal
 
 
@@ -86,7 +86,6 @@ class Service:
         self._journal, self._blobs, self._functions = journal, blobs, functions
         self._environments, self._pool, self._questions, self._match = environments, pool, questions, match
         self._builders = ThreadPoolExecutor(_BUILDERS, thread_name_prefix="fal-build")
-        self._known_environments: dict[str, Environment] = {}
         self._building: dict[str, threading.Event] = {}
         self._leases: dict[str, asyncio.TimerHandle] = {}
         self._refusals: dict[str, str] = {}  # blobs that could not be kept, and why
@@ -164,31 +163,56 @@ class Service:
         if known is not None:
             self._attach(known, connection)
             return
-        call = message.call
-        if call.function is not None and call.function_data is not None:
-            self._functions.put(call.function, call.function_data, buffers)
-        arguments, own = extract(call.arguments, buffers)
-        call = dataclasses.replace(call, arguments=arguments, function_data=None)
-        run = Run(message.run_id, call, own, connection, self._journal)
-        missing = sorted(name for name in run.blobs if not self._blobs.has(name))
-        if call.function is not None and call.function not in self._functions:
-            missing.append(call.function)
+        prepared = self._template(connection, message)
+        if prepared is None:
+            connection.send(Need(message.run_id, [message.template]))
+            return
+        digest = prepared.call.function
+        if digest is not None and message.function_data is not None:
+            self._functions.put(digest, message.function_data, buffers)
+        arguments, own = extract(message.arguments, buffers)
+        run = Run(
+            message.run_id,
+            prepared=prepared,
+            arguments=arguments,
+            buffers=own,
+            connection=connection,
+            journal=self._journal,
+        )
+        missing = [name for name in run.blobs if not self._blobs.has(name)]
+        if digest is not None and digest not in self._functions:
+            missing.append(digest)
         refused = [self._refusals.pop(name) for name in missing if name in self._refusals]
         if missing and not refused:
             connection.send(Need(message.run_id, missing))
             return
         if not self._journal.add_run(
-            message.run_id, client_id=run.client_id, label=call.label, kind=call.kind,
-            environment=json.dumps(call.environment.layers),
-        ):  # fmt: skip
+            message.run_id,
+            client_id=run.client_id,
+            label=prepared.call.label,
+            kind=prepared.call.kind,
+            environment=prepared.environment_text,
+            again=message.again,
+        ):
             self._replay(message.run_id, connection)
             return
         self.runs[run.run_id] = run
         run.on_finish.append(self._run_finished)
         if refused:
             run.fail("resources", refused[0])
-            return
-        self._prepare(run)
+        elif prepared.is_ready:
+            self._ready(run)
+        else:
+            self._prepare(run)
+
+    def _template(self, connection: Connection, message: Submit) -> Optional[Prepared]:
+        """What the client's name for a call stands for; None if it must be said again."""
+        templates = connection.templates
+        if message.call is not None:
+            templates[message.template] = Prepared(message.call)
+            if len(templates) > _KEPT_TEMPLATES:
+                templates.popitem(last=False)
+        return templates.get(message.template)
 
     def _attach(self, run: Run, connection: Connection) -> None:
         """A submit sent again: show all its events, and those to come."""
@@ -207,48 +231,44 @@ class Service:
             connection.deliver(run_id, data, blobs)
 
     def _prepare(self, run: Run) -> None:
-        """Find what the run needs; most of the time all of it is there."""
+        """Find what calls like this run need, and build what is not there yet."""
+        prepared = run.prepared
         try:
-            run.match = self._match(run.call.resources)
+            prepared.match = self._match(run.call.resources)
         except ResourceError as error:
             run.fail("resources", str(error))
-            return
-        spec = run.call.environment
-        key = json.dumps([spec.python, spec.layers, spec.compile_bytecode])
-        environment = None if spec.force else self._known_environments.get(key)
-        if environment is not None and not run.call.files and environment.python.exists():
-            run.environment = environment
-            self._ready(run)
             return
         cancelled = self._building[run.run_id] = threading.Event()
         loop = asyncio.get_running_loop()
         future = loop.run_in_executor(self._builders, self._build, run, cancelled, loop)
-        future.add_done_callback(lambda done: self._built(run, key, done))
+        future.add_done_callback(lambda done: self._built(run, done))
 
-    def _build(self, run: Run, cancelled: threading.Event, loop: asyncio.AbstractEventLoop) -> Environment:
-        """Build the environment and lay out app files; runs in a thread."""
-        spec = run.call.environment
-        environment = None if spec.force else self._environments.find(spec)
+    def _build(
+        self, run: Run, cancelled: threading.Event, loop: asyncio.AbstractEventLoop
+    ) -> tuple[Environment, Optional[str]]:
+        """Find or build the environment and lay out app files; runs in a thread."""
+        call = run.call
+        environment = None if call.environment.force else self._environments.find(call.environment)
         if environment is None:
             environment = self._environments.build(
-                spec,
+                call.environment,
                 stage=lambda phase, text: _tell(loop, run.stage, phase, text),
                 log=lambda text: _tell(loop, run.builder_log, text),
                 cancelled=cancelled,
             )
         self._environments.touch(environment)
-        if run.call.files:
-            folder = lay_out_files(self._root / "files", run.call.files, self._blobs.path)
-            run.call = dataclasses.replace(run.call, folder=str(folder))
-        return environment
+        if not call.files:
+            return environment, call.folder
+        return environment, str(lay_out_files(self._root / "files", call.files, self._blobs.path))
 
-    def _built(self, run: Run, key: str, done: asyncio.Future[Environment]) -> None:
+    def _built(self, run: Run, done: asyncio.Future[tuple[Environment, Optional[str]]]) -> None:
         self._building.pop(run.run_id, None)
-        if run.is_finished:
-            return
         error = done.exception()
         if error is None:
-            run.environment = self._known_environments[key] = done.result()
+            run.prepared.found(*done.result())
+        if run.is_finished:
+            return
+        if error is None:
             self._ready(run)
         elif isinstance(error, EnvironmentBuildError):
             run.fail("environment", str(error), log=error.log)
@@ -258,10 +278,7 @@ class Service:
             run.fail("environment", f"the environment could not be built: {error}")
         else:
             _log.error("a build failed", exc_info=error)
-            run.fail(
-                "agent",
-                f"the agent failed while building the environment: {error!r}; its log has the details",
-            )
+            run.fail("agent", f"the agent failed while building the environment: {error!r}; see its log")
 
     def _ready(self, run: Run) -> None:
         if run.call.fresh and run.call.session is not None:

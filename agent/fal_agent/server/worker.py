@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fal_agent.framing import Buffer
     from fal_agent.server.blobs import BlobStore
     from fal_agent.server.functions import FunctionStore
-    from fal_agent.server.pool import WorkerKey
+    from fal_agent.server.prepared import WorkerKey
     from fal_agent.server.runs import Run
 
 __all__ = ["Worker"]
@@ -42,6 +42,7 @@ __all__ = ["Worker"]
 _log = logging.getLogger(__name__)
 _INTERRUPT_GRACE = 5.0  # seconds that a call whose time is over has to react to its interrupt
 _END_GRACE = 2.0  # seconds between asking a worker to end and making it
+_LONG = 0.2  # seconds after which it is worth recording that a run is running
 _EVENTS = (Log, Display, Clear, Progress, Item, Result, Failure)
 
 
@@ -119,42 +120,40 @@ class Worker:
 
     def execute(self, run: Run) -> None:
         """Let a run begin."""
-        call, digest = run.call, run.call.function
-        mismatch = _version_mismatch(call.client, self._python)
+        prepared, digest = run.prepared, run.call.function
+        mismatch = _version_mismatch(run.call.client, self._python)
         if mismatch:
             run.fail("python", mismatch)
             self._on_release(self, run)
             return
-        function_data, buffers = None, list(run.buffers)
+        function_data, buffers = None, run.buffers
         if digest is not None and digest not in self._known:
             function_data, function_buffers = self._functions.data(digest, offset=len(buffers))
-            buffers += function_buffers
+            buffers = buffers + function_buffers
             self._known.add(digest)
-        self._adopt_settings(run)
+        task = None
+        if prepared.name not in self._known:
+            task = prepared.task(str(self._blobs.outbox(str(self.pid))))
+            self._known.add(prepared.name)
+            self._adopt_settings(run)
         run.worker = self
         self.runs[run.run_id] = run
-        run.set_state("running")
-        names = [ref for ref in (*call.arguments, *(function_data or ())) if isinstance(ref, str)]
+        run.state = "running"
+        names = [ref for ref in (*run.arguments, *(function_data or ())) if isinstance(ref, str)]
         request = Execute(
             run_id=run.run_id,
-            kind=call.kind,
-            label=call.label,
-            function=digest,
-            arguments=call.arguments,
+            template=prepared.name,
+            arguments=run.arguments,
+            task=task,
             function_data=function_data,
-            session=call.session,
             blobs={name: str(self._blobs.path(name)) for name in names},
-            outbox=str(self._blobs.outbox(str(self.pid))),
-            multiplexing=call.scaling.max_multiplexing,
-            folder=call.folder,
-            fresh=call.fresh,
-            reusable=call.reusable,
         )
         self.send(request, buffers)
         run.buffers = []
-        if call.timeout is not None:
+        if run.call.timeout is not None:
             loop = asyncio.get_running_loop()
-            run.timers["timeout"] = loop.call_later(call.timeout, self._time_out, run)
+            run.timers["timeout"] = loop.call_later(run.call.timeout, self._time_out, run)
+        run.timers["running"] = asyncio.get_running_loop().call_later(_LONG, run.set_state, "running")
 
     def send(self, message: Message, buffers: Sequence[Buffer] = ()) -> None:
         """Send a message to the process."""

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from typing import Any, Optional
 
 from fal_agent.framing import Buffer
-from fal_agent.wire import WINDOW, Clear, Data, Display, Execute, Item, Log, Message, Progress
+from fal_agent.wire import WINDOW, Clear, Data, Display, Execute, Item, Log, Message, Progress, Task
 from fal_agent.worker.outbox import Outbox
 
 __all__ = ["CURRENT_CALL", "CallContext"]
@@ -31,14 +31,15 @@ class CallContext:
     Attributes:
         run_id: the run it belongs to.
         request: the message that started it.
+        task: what is to run.
         is_over: true once its result has been sent; what it says later is not heard.
     """
 
-    def __init__(self, request: Execute, send: Send) -> None:
-        self.request, self.run_id = request, request.run_id
+    def __init__(self, request: Execute, task: Task, send: Send) -> None:
+        self.request, self.task, self.run_id = request, task, request.run_id
         self.is_over = False
         self._send = send
-        self._outbox = Outbox(request.outbox)
+        self._outbox = Outbox(task.outbox)
         self._unacknowledged = 0
         self._credit = threading.Condition()
         self._emitting = threading.RLock()  # keeps logs and displays in the order they were made

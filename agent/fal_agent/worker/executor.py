@@ -19,7 +19,7 @@ import time
 from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent import failures, pickling
-from fal_agent.wire import Data, Execute, Failure, Result
+from fal_agent.wire import Data, Execute, Failure, Result, Task
 from fal_agent.worker.context import CURRENT_CALL, CallContext
 from fal_agent.worker.opening import Shelf
 from fal_agent.worker.outbox import open_data
@@ -48,6 +48,7 @@ class Executor:
         self._capture = capture
         self._tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._calls: dict[str, CallContext] = {}
+        self._known_tasks: dict[str, Task] = {}  # by the agent's names for them
         self._threads: dict[str, int] = {}  # run id -> ident of the thread that runs it
         self._shelf = Shelf()
         self._sessions = Sessions()
@@ -60,11 +61,14 @@ class Executor:
     def accept(self, request: Execute, buffers: list[bytes]) -> None:
         """Take a call; it runs when its turn comes."""
         assert self.duplex is not None
-        call = CallContext(request, self.duplex.send)
+        if request.task is not None:
+            self._known_tasks[request.template] = request.task
+        task = self._known_tasks[request.template]
+        call = CallContext(request, task, self.duplex.send)
         self._calls[request.run_id] = call
-        if request.multiplexing > 1 and request.kind != "cell":
+        if task.multiplexing > 1 and task.kind != "cell":
             threading.Thread(
-                target=self._run_in_thread, args=(call, buffers), name=f"fal-{request.label}", daemon=True
+                target=self._run_in_thread, args=(call, buffers), name=f"fal-{task.label}", daemon=True
             ).start()
         else:
             self._tasks.put((call, buffers))
@@ -167,29 +171,28 @@ class Executor:
 
     def _perform(self, call: CallContext, buffers: list[bytes]) -> tuple[Sequence[Buffer], bool]:
         """Open the call's data, run it, and pickle what it gives."""
-        request = call.request
-        _enter_folder(request.folder)
+        request, task = call.request, call.task
+        _enter_folder(task.folder)
         arguments = open_data(request.arguments, buffers, request.blobs)
-        if request.kind == "cell":
+        if task.kind == "cell":
             reply, parts = self._sessions.run(
-                request.session or "", pickling.load(arguments[:1]), arguments, call, fresh=request.fresh
+                task.session or "", pickling.load(arguments[:1]), arguments, call, fresh=task.fresh
             )
             return [*pickling.dump(reply)[:1], *parts], False
-        function_data = request.function_data
+        function_data, digest = request.function_data, task.function or ""
         opened = None if function_data is None else open_data(function_data, buffers, request.blobs)
-        function, setup = self._shelf.function(request.function or "", opened, request.reusable)
+        function, setup = self._shelf.function(digest, opened, task.reusable)
         positional, named = pickling.load(arguments)
-        first = () if setup is None else (self._shelf.setup_value(request.function or "", setup),)
-        if request.kind == "map":
-            return _result(_run_chunk(function, first, positional[0]), request.label), False
-        positional = (*first, *positional)
-        value = _complete(function(*positional, **named))
+        first = () if setup is None else (self._shelf.setup_value(digest, setup),)
+        if task.kind == "map":
+            return _result(_run_chunk(function, first, positional[0]), task.label), False
+        value = _complete(function(*first, *positional, **named))
         if inspect.isgenerator(value):
-            return _result(_stream(call, value), request.label), True
+            return _result(_stream(call, value), task.label), True
         if inspect.isasyncgen(value):
             asyncio.run(_stream_async(call, value))
-            return _result(None, request.label), True
-        return _result(value, request.label), False
+            return _result(None, task.label), True
+        return _result(value, task.label), False
 
 
 def _run_chunk(
@@ -232,7 +235,7 @@ def _stream(call: CallContext, items: Any) -> Any:
                 item = next(items)
             except StopIteration as end:
                 return end.value
-            call.item(pickling.dump(item, what=f"an item of {call.request.label}()"))
+            call.item(pickling.dump(item, what=f"an item of {call.task.label}()"))
     finally:
         items.close()
 
@@ -240,7 +243,7 @@ def _stream(call: CallContext, items: Any) -> Any:
 async def _stream_async(call: CallContext, items: Any) -> None:
     try:
         async for item in items:
-            call.item(pickling.dump(item, what=f"an item of {call.request.label}()"))
+            call.item(pickling.dump(item, what=f"an item of {call.task.label}()"))
     finally:
         await items.aclose()
 

@@ -1,0 +1,88 @@
+"""A call's template, and what the agent has found out about it once for all calls like it.
+
+Runs in the agent.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import TYPE_CHECKING, NamedTuple, Optional
+
+from fal_agent.wire import Task
+
+if TYPE_CHECKING:
+    from fal_agent.server.environments.cache import Environment
+    from fal_agent.server.machine import Match
+    from fal_agent.wire import Call
+
+__all__ = ["Prepared", "WorkerKey"]
+
+_numbers = itertools.count(1)
+
+
+class WorkerKey(NamedTuple):
+    """What makes two workers interchangeable."""
+
+    environment: str
+    gpus: int
+    gpu_model: Optional[str]
+    folder: Optional[str]
+
+
+class Prepared:
+    """What is needed to run calls of one template.
+
+    Attributes:
+        call: what the notebook asked for.
+        name: the agent's name for the template, for workers.
+        match: what of the machine the call gets; None before that was looked at.
+        environment: where it runs; None before that is built.
+        folder: the working folder; of the call's files once they are laid out.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.name = str(next(_numbers))
+        self.match: Optional[Match] = None
+        self.environment: Optional[Environment] = None
+        self.folder: Optional[str] = None if call.files else call.folder
+        self.environment_text = json.dumps(call.environment.layers)  # for the journal
+        self._key: Optional[WorkerKey] = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether calls of this template can go to a worker at once."""
+        return self.environment is not None
+
+    @property
+    def key(self) -> WorkerKey:
+        """The kind of worker that the calls need."""
+        if self._key is None:
+            assert self.environment is not None
+            assert self.match is not None
+            self._key = WorkerKey(self.environment.name, self.match.gpus, self.match.gpu_model, self.folder)
+        return self._key
+
+    def found(self, environment: Environment, folder: Optional[str]) -> None:
+        """Take what was built for the template."""
+        self.environment, self.folder, self._key = environment, folder, None
+
+    def lost(self) -> None:
+        """The environment is no longer there: it is to be built again at the next call."""
+        self.environment, self._key = None, None
+
+    def task(self, outbox: str) -> Task:
+        """What a worker must know of the call."""
+        call = self.call
+        return Task(
+            kind=call.kind,
+            label=call.label,
+            function=call.function,
+            session=call.session,
+            outbox=outbox,
+            multiplexing=call.scaling.max_multiplexing,
+            folder=self.folder,
+            fresh=call.fresh,
+            reusable=call.reusable,
+        )
