@@ -37,7 +37,7 @@ READ_SIZE = 1 << 18
 MAX_OUTPUT = 64 << 20  # bytes that a command may print
 MAX_NOISE = 1 << 20  # bytes that start-up files may print
 OPEN_TIMEOUT = 30.0  # seconds for the server to open a channel or start a shell
-LINGER = 1.0  # seconds to wait for more output after a command has ended
+LINGER = 0.5  # seconds to wait for more output after a command has ended
 SLOWEST_UPLOAD = 20_000  # bytes per second
 PROHIBITED = 1
 PLAIN = frozenset(string.ascii_letters + string.digits + " _-./=:,@+")
@@ -50,6 +50,7 @@ folder=$(dirname "$path")
 [ -d "$folder" ] || mkdir -p "$folder"
 part="$path.{token}.part"
 trap 'rm -f "$part"' EXIT
+trap '' PIPE
 cat > "$part"
 [ $(wc -c < "$part") -eq {size} ] || {{ echo "only a part of it arrived" >&2; exit 1; }}
 chmod {mode:o} "$part"
@@ -100,7 +101,8 @@ class ParamikoLink:
         self._prompt_replies = False
         self._sessions = 0  # open now
         self._sessions_ended = 0  # since the beginning
-        self._session_ended = threading.Condition()
+        self._asking = 0  # for a session, now
+        self._session_changed = threading.Condition()
 
     def __enter__(self) -> ParamikoLink:
         return self
@@ -245,30 +247,39 @@ class ParamikoLink:
         while True:
             ended = self._sessions_ended
             stream = self._try_session()
-            with self._session_ended:
-                if stream is not None:
-                    self._sessions += 1
-                    return stream
-                if self._sessions_ended != ended:
-                    continue
-                if not self._sessions or not self._session_ended.wait(deadline - time.monotonic()):
+            if stream is not None:
+                return stream
+            with self._session_changed:
+                while self._sessions_ended == ended and (self._sessions or self._asking):
+                    if not self._session_changed.wait(deadline - time.monotonic()):
+                        break
+                if self._sessions_ended == ended:
                     raise HostError(
                         f"{self._label}: the server opens no further session ({self._sessions} are open). "
                         "Ask for a higher MaxSessions there, or for a user that may run commands"
                     )
 
     def _try_session(self) -> Stream | None:
+        stream = None
+        with self._session_changed:
+            self._asking += 1
         try:
-            return self._transport.open_stream("session", timeout=OPEN_TIMEOUT)
+            stream = self._transport.open_stream("session", timeout=OPEN_TIMEOUT)
         except ChannelRefused:
             return None
+        finally:
+            with self._session_changed:
+                self._asking -= 1
+                self._sessions += stream is not None
+                self._session_changed.notify_all()
+        return stream
 
     def _close_session(self, stream: Stream) -> None:
         stream.close()
-        with self._session_ended:
+        with self._session_changed:
             self._sessions -= 1
             self._sessions_ended += 1
-            self._session_ended.notify_all()
+            self._session_changed.notify_all()
 
     @contextlib.contextmanager
     def _lost_is_said(self) -> Iterator[None]:
@@ -353,7 +364,7 @@ def _read_all(stream: Stream, deadline: float) -> bytes:
         except TimeoutError:
             if ended:
                 return b"".join(pieces)
-            if left <= LINGER:
+            if left <= 0:
                 raise
             continue
         if not data:

@@ -95,7 +95,8 @@ class LinkTransport(paramiko.Transport):  # type: ignore[misc] # paramiko is unt
         self.heartbeat = 0.0
         self.patience = 15.0
         self._probe: _Parcel | None = None  # the sign of life that was asked for
-        self._probed_at = 0.0  # when it left; 0: not yet
+        self._probe_asked_at = 0.0
+        self._probe_sent_at = 0.0  # 0: it waits in the outbox
         self._ended = False
         self._closed_here = False
         self._said: str | None = None  # the server's parting words
@@ -245,7 +246,7 @@ class LinkTransport(paramiko.Transport):  # type: ignore[misc] # paramiko is unt
             stream.close_sent = parcel.last
         self.packetizer.send_message(parcel.payload)
         if parcel is self._probe:
-            self._probed_at = time.monotonic()
+            self._probe_sent_at = time.monotonic()
 
     # -- what the base class does otherwise -----------------------------------------------------------
 
@@ -312,14 +313,16 @@ class LinkTransport(paramiko.Transport):  # type: ignore[misc] # paramiko is unt
     def _on_idle(self) -> None:
         """Ask a silent server for a sign of life, and give up on one that gives none."""
         now, packets = time.monotonic(), self.packetizer
-        if not self.heartbeat or now - packets.received_at < self.heartbeat:
+        if not self.heartbeat or packets.received_at > self._probe_asked_at:
             self._probe = None
-        elif self._probe is None:
+        if not self.heartbeat or now - packets.received_at < self.heartbeat:
+            return
+        if self._probe is None:
             content = struct.pack("!BI", common.MSG_GLOBAL_REQUEST, len(PROBE)) + PROBE + b"\x01"
-            self._probed_at = 0.0
+            self._probe_asked_at, self._probe_sent_at = now, 0.0
             self._probe = _Parcel(_Payload(content))
             self._post(self._probe)
         else:
-            since = self._probed_at or max(packets.received_at, packets.sent_at)
+            since = self._probe_sent_at or max(packets.received_at, packets.sent_at)
             if now - since > self.patience - self.heartbeat:
                 raise paramiko.SSHException(f"no sign of life for {now - packets.received_at:.0f} s")

@@ -122,6 +122,9 @@ class SSHServer:
         killed = connection_processes(self.process.pid)
         for pid in killed:
             _signal(pid, signal.SIGKILL)
+        for pid in killed:
+            while _lives(pid):
+                time.sleep(0.005)
         return killed
 
     def freeze(self) -> None:
@@ -213,6 +216,14 @@ def _children(pid: int) -> list[int]:
         return []
 
 
+def _lives(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
+
+
 def _signal(pid: int, number: signal.Signals) -> None:
     try:
         os.kill(pid, number)
@@ -263,11 +274,12 @@ def _wait_until_listening(process: subprocess.Popen[bytes], port: int, log: Path
         if process.poll() is not None:
             break
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except ConnectionRefusedError:
-            time.sleep(0.01)
-        else:
-            return
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as probe:
+                if probe.recv(4) == b"SSH-":
+                    return
+        except (ConnectionRefusedError, ConnectionResetError):
+            pass  # not yet, or still the one before
+        time.sleep(0.01)
     said = log.read_text() if log.exists() else "(no log)"
     raise RuntimeError(f"sshd did not listen on port {port}; it said:\n{said}")
 
