@@ -499,3 +499,28 @@ def test_the_files_are_the_users_alone(journal: Journal) -> None:
 
     assert set(modes.values()) == {0o600}
     assert len(modes) == 3
+
+
+def test_a_run_written_down_by_an_agent_that_was_killed_is_known_as_lost(tmp_path: Path) -> None:
+    """The line survives a kill -9 that comes before the group commit; the run must never start twice."""
+    path = tmp_path / "journal-1.sqlite3"
+    script = (
+        "import os, pathlib, sys\n"
+        "from fal_agent.server.journal import Journal\n"
+        "journal = Journal(pathlib.Path(sys.argv[1]))\n"
+        "details = dict(client_id='c', label='f', kind='function', environment='[]')\n"
+        "assert journal.add_run('r1', **details, again=False)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(path)], check=False).returncode == -9
+    [notes] = tmp_path.glob("*.intents")
+    with notes.open("ab") as file:
+        file.write(b'["r2", "c"')  # a second line, cut short
+
+    journal = Journal(path)
+    lost = journal.mark_lost()
+
+    assert [run.run_id for run in lost] == ["r1"]
+    assert not journal.add_run("r1", client_id="c", label="f", kind="function", environment="[]")
+    assert not list(tmp_path.glob("*.intents"))
+    journal.close()

@@ -133,11 +133,11 @@ class _Agent:
     def __init__(self, root: Path, digest: str, idle: float, labels: list[str]) -> None:
         self._root, self._idle = root, idle
         self._run_folder = root / "run" / digest[:16]
-        self._journal = Journal(root / "journal-1.sqlite3")
+        self._journal = Journal(root / "journal-1.sqlite3", on_error=_log.warning)
         self._blobs = BlobStore(root / "blobs")
         self._functions = FunctionStore()
         self._environments = EnvironmentCache(root, lambda: Uv.find(root))
-        self._reaper = Reaper()
+        self._reaper = Reaper(on_error=_log.warning)
         self._labels = labels
         self._facts = machine_facts(root)
         self._idle_since = time.monotonic()
@@ -187,7 +187,7 @@ class _Agent:
             code=Path(__file__).resolve().parents[2],
             log_folder=logs,
             slots=max(2, self._facts.cores),
-            devices=Devices(GpuLender()),
+            devices=Devices(GpuLender(locks=self._root / "locks")),
             reaper=self._reaper,
             make_worker=make_worker,
             is_connected=lambda client: self._service.is_connected(client),  # noqa: PLW0108 - made later
@@ -228,8 +228,9 @@ class _Agent:
                 await loop.run_in_executor(None, self._clean)
 
     def _clean(self) -> None:
-        self._journal.retain()
-        self._blobs.prune({name for run in self._service.active_runs() for name in run.blobs})
+        self._blobs.remove(self._journal.retain().blobs)
+        in_use = {name for run in self._service.active_runs() for name in run.blobs}
+        self._blobs.prune(in_use | self._journal.blobs())
 
     async def _end_workers(self) -> None:
         self._pool.end_all()

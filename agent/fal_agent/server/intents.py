@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
 
 from fal_agent.server.journal_file import NewRun
 
@@ -79,5 +79,11 @@ def left_behind(journal: Path) -> dict[str, Path]:
 
 def read_intents(path: Path) -> list[NewRun]:
     """The runs in a file; a last line that was cut short by a kill is not one: its run never started."""
-    lines = path.read_bytes().splitlines(keepends=True)
-    return [NewRun(*json.loads(line)) for line in lines if line.endswith(b"\n")]
+    return [run for line in path.read_bytes().splitlines() if (run := _parse(line)) is not None]
+
+
+def _parse(line: bytes) -> Optional[NewRun]:
+    try:
+        return NewRun(*json.loads(line))
+    except (ValueError, TypeError):  # cut short, perhaps with another line behind it
+        return None

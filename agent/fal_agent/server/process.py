@@ -163,8 +163,8 @@ class WorkerProcess(asyncio.Protocol):
             _log.info("worker %s left its connection open", self.pid)
         if self._transport is not None:
             self._transport.abort()
-        self._reaper.forget(self.pid)
         await self._loop.run_in_executor(None, end_worker, self.pid, self.worker_id, 0.0)
+        self._reaper.forget(self.pid)
         self._on_exit(status)
 
 
@@ -192,6 +192,7 @@ def worker_variables(
     )
     if devices is not None:
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(str(device) for device in devices)
+        variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the numbers are those of nvidia-smi
     return variables
 
 

@@ -219,6 +219,8 @@ class Worker:
                 run.emit(run.ended_by)
             else:
                 run.fail("lost", self._obituary(status), exit_status=status, log=self.process_log())
+        if self.pid:
+            self._blobs.clear_outbox(str(self.pid))
         self._on_gone(self)
 
     def process_log(self) -> str:
