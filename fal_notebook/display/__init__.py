@@ -1,0 +1,52 @@
+"""How a call's events look: in a notebook's cell, in a terminal, in a script.
+
+Runs in the notebook. `drawer` gives what draws the events of a call that the main thread waits for;
+`background` what draws those of a call that goes on by itself, in a place that belongs to its cell.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fal_notebook.hosts.base import Received
+
+    Draw = Callable[[Received], None]
+
+__all__ = ["background", "drawer", "in_kernel"]
+
+
+def in_kernel() -> bool:
+    """Whether this process is a Jupyter kernel, which shows more than text."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and hasattr(shell, "kernel")
+
+
+def drawer() -> Draw:
+    """Give what draws the events of one call, called by the thread that waits for it."""
+    if in_kernel():
+        from fal_notebook.display.notebook import CellFace
+
+        return CellFace().draw
+    from fal_notebook.display.plain import TextFace
+
+    return TextFace().draw
+
+
+def background(label: str) -> Draw:
+    """Give what draws the events of one call in the background, from any thread.
+
+    Args:
+        label: the function's name, or the first line of the cell.
+    """
+    if in_kernel():
+        from fal_notebook.display.notebook import BackgroundFace
+
+        return BackgroundFace(label).draw
+    from fal_notebook.display.plain import TextFace
+
+    return TextFace().draw

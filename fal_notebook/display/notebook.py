@@ -1,0 +1,202 @@
+"""Draw a call's events in a Jupyter cell: text, displays, and one line about slow phases.
+
+Runs in the notebook's kernel. What is drawn is text and HTML that survive saving. A run in the
+background owns one display and updates it, so that its output stays with the cell that started it,
+whatever runs meanwhile.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import sys
+import threading
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from fal_agent.wire import Clear, Display, Failure, Log, Result, Stage
+
+from fal_notebook.display.phases import Phases
+
+if TYPE_CHECKING:
+    from fal_notebook.hosts.base import Received
+
+__all__ = ["BackgroundFace", "CellFace"]
+
+_REDRAW_SECONDS = 0.2  # between two updates of a display
+_HEAD, _TAIL = 100_000, 200_000  # characters of a background run's text that are shown
+
+
+class CellFace:
+    """Draws in the cell that is running."""
+
+    def __init__(self) -> None:
+        self._phases = Phases()
+        self._line = _StatusLine()
+
+    def draw(self, received: Received) -> None:
+        """Draw one event."""
+        event = received.event
+        if isinstance(event, Stage):
+            self._phases.enter(event)
+            self._line.show(self._phases)
+        elif isinstance(event, Log) and event.source == "builder":
+            self._phases.lines.extend(bytes(received.data[0]).decode("utf-8", "replace").splitlines())
+            self._line.show(self._phases)
+        else:
+            self._phases.end(event.sent_at)
+            self._line.finish(self._phases)
+            _draw_output(received)
+
+
+class BackgroundFace:
+    """Draws in a display of its own, which belongs to the cell that was running when it was made."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._display_id: str | None = None
+        self._parent = _parent_header()
+        self._text: list[str] = []
+        self._size = 0
+        self._drawn_at = 0.0
+        self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
+
+    def draw(self, received: Received) -> None:
+        """Take one event and redraw soon; called from any thread."""
+        event = received.event
+        with self._lock:
+            if isinstance(event, Log) and event.source == "user":
+                self._add(bytes(received.data[0]).decode("utf-8", "replace"))
+            elif isinstance(event, Display):
+                content = json.loads(bytes(received.data[0]))
+                self._add(str(content["data"].get("text/plain", "")) + "\n")
+                if event.kind != "update":
+                    _publish(content["data"], content["metadata"], parent=self._parent)
+            elif isinstance(event, Clear):
+                self._text, self._size = [], 0
+            if self._text and self._timer is None:
+                wait = max(0.0, _REDRAW_SECONDS - (time.monotonic() - self._drawn_at))
+                self._timer = threading.Timer(wait, self._redraw)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def _add(self, text: str) -> None:
+        self._text.append(text)
+        self._size += len(text)
+        if self._size > 2 * (_HEAD + _TAIL):
+            whole = "".join(self._text)
+            left_out = len(whole) - _HEAD - _TAIL
+            self._text = [whole[:_HEAD], f"\n[… {left_out} characters …]\n", whole[-_TAIL:]]
+            self._size = sum(map(len, self._text))
+
+    def _redraw(self) -> None:
+        with self._lock:
+            self._timer = None
+            self._drawn_at = time.monotonic()
+            text = _after_returns("".join(self._text))
+            is_new = self._display_id is None
+            self._display_id = self._display_id or f"fal-{uuid.uuid4().hex}"
+            shown = {"text/plain": text, "text/html": f"<pre>{html.escape(text)}</pre>"}
+            _publish(shown, {}, display_id=self._display_id, update=not is_new, parent=self._parent)
+
+
+class _StatusLine:
+    """One line about slow phases, updated in place; nothing when all went quickly."""
+
+    def __init__(self) -> None:
+        self._display_id: str | None = None
+        self._drawn_at = 0.0
+
+    def show(self, phases: Phases) -> None:
+        """Draw the phases if they take long, not more often than the eye can follow."""
+        now = time.time()
+        if phases.is_worth_telling(now) and now - self._drawn_at >= _REDRAW_SECONDS:
+            self._drawn_at = now
+            self._publish(phases.headline(now), list(phases.lines))
+
+    def finish(self, phases: Phases) -> None:
+        """Fold to what it came to."""
+        if self._display_id is not None and self._drawn_at >= 0:
+            self._publish(phases.headline(time.time()), [])
+            self._drawn_at = float("-inf")
+
+    def _publish(self, headline: str, lines: list[str]) -> None:
+        is_new = self._display_id is None
+        self._display_id = self._display_id or f"fal-{uuid.uuid4().hex}"
+        body = "".join(f"<br>{html.escape(line)}" for line in lines)
+        shown = {
+            "text/plain": "\n".join([headline, *(f"  {line}" for line in lines)]),
+            "text/html": f'<div style="color:#777;font-size:smaller">fal · {html.escape(headline)}{body}</div>',
+        }
+        _publish(shown, {}, display_id=self._display_id, update=not is_new)
+
+
+def _draw_output(received: Received) -> None:
+    event = received.event
+    if isinstance(event, Log):
+        stream = sys.stdout if event.stream == "stdout" else sys.stderr
+        stream.write(bytes(received.data[0]).decode("utf-8", "replace"))
+        stream.flush()
+    elif isinstance(event, Display):
+        content = json.loads(bytes(received.data[0]))
+        display_id = content["transient"].get("display_id")
+        if event.kind == "result":
+            _publish_result(content["data"], content["metadata"])
+        else:
+            _publish(
+                content["data"], content["metadata"], display_id=display_id, update=event.kind == "update"
+            )
+    elif isinstance(event, Clear):
+        from IPython.display import clear_output
+
+        clear_output(wait=event.wait)
+    elif not isinstance(event, (Result, Failure)):
+        return
+
+
+def _publish_result(data: dict[str, Any], metadata: dict[str, Any]) -> None:
+    """Show the value of a cell's last expression as the cell's own result."""
+    from IPython import get_ipython
+
+    hook = get_ipython().displayhook
+    hook.start_displayhook()
+    hook.write_output_prompt()
+    hook.write_format_data(data, metadata)
+    hook.finish_displayhook()
+
+
+def _publish(
+    data: dict[str, Any],
+    metadata: dict[str, Any],
+    *,
+    display_id: str | None = None,
+    update: bool = False,
+    parent: Any = None,
+) -> None:
+    from IPython import get_ipython
+
+    publisher = get_ipython().display_pub
+    transient = {"display_id": display_id} if display_id else {}
+    if parent is None:
+        publisher.publish(data, metadata, transient=transient, update=update)
+        return
+    # The public way knows only the cell that runs now; a run in the background belongs to another.
+    content = {"data": data, "metadata": metadata, "transient": transient}
+    kind = "update_display_data" if update else "display_data"
+    publisher.session.send(publisher.pub_socket, kind, content, parent=parent, ident=publisher.topic)
+
+
+def _parent_header() -> Any:
+    """The message of the cell that is running, to which its output belongs."""
+    from IPython import get_ipython
+
+    return get_ipython().kernel.get_parent("shell")
+
+
+def _after_returns(text: str) -> str:
+    """What a terminal shows of a text with carriage returns."""
+    return "\n".join(
+        line.rsplit("\r", 1)[-1] if "\r" in line.rstrip("\r") else line for line in text.split("\n")
+    )
