@@ -16,7 +16,6 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from fal_agent.wire import Clear, Display, Failure, Log, Result, Stage
-
 from fal_notebook.display.phases import Phases
 
 if TYPE_CHECKING:
@@ -128,7 +127,7 @@ class _StatusLine:
         body = "".join(f"<br>{html.escape(line)}" for line in lines)
         shown = {
             "text/plain": "\n".join([headline, *(f"  {line}" for line in lines)]),
-            "text/html": f'<div style="color:#777;font-size:smaller">fal · {html.escape(headline)}{body}</div>',
+            "text/html": f'<div style="color:#777">fal · {html.escape(headline)}{body}</div>',
         }
         _publish(shown, {}, display_id=self._display_id, update=not is_new)
 

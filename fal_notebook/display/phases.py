@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from fal_agent.wire import Stage
+if TYPE_CHECKING:
+    from fal_agent.wire import Stage
 
 __all__ = ["Phases"]
 

@@ -11,7 +11,6 @@ import time
 from typing import TYPE_CHECKING
 
 from fal_agent.wire import Display, Failure, Log, Result, Stage
-
 from fal_notebook.display.phases import Phases
 
 if TYPE_CHECKING:

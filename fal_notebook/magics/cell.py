@@ -1,0 +1,35 @@
+"""`%%fal`: parse the line, hand over. No logic lives here.
+
+Runs in the notebook.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from IPython.core.error import UsageError
+from IPython.core.magic import Magics, cell_magic, magics_class, no_var_expand
+
+from fal_notebook.magics.options import CELL_HELP, CellOptionsError, cell_parser, parse_cell_line
+from fal_notebook.session import run_cell
+
+__all__ = ["CellMagics"]
+
+
+@magics_class
+class CellMagics(Magics):
+    """Holds `%%fal`."""
+
+    @no_var_expand
+    @cell_magic
+    def fal(self, line: str, cell: str) -> Any:
+        """Replaced below by the parser's help."""
+        __tracebackhide__ = True
+        try:
+            options = parse_cell_line(line)
+        except CellOptionsError as error:
+            raise UsageError(str(error)) from None
+        return run_cell(self.shell, cell, options)
+
+
+CellMagics.fal.__doc__ = f"{CELL_HELP}\n\n{cell_parser().format_help()}"

@@ -1,0 +1,184 @@
+"""`%fal`: hosts, what is on them, and what runs there. Parse, ask, show.
+
+Runs in the notebook.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.error import UsageError
+from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
+
+from fal_notebook.display.tables import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["COMMANDS", "LineMagics"]
+
+_MIB = 1 << 20
+
+
+@magics_class
+class LineMagics(Magics):
+    """Holds `%fal`."""
+
+    @no_var_expand
+    @line_magic
+    def fal(self, line: str) -> Any:
+        """Show and choose hosts.
+
+        %fal connect NAME [--remember]   connect a host and send what follows there
+        %fal hosts                       the hosts, and which is the current one
+        %fal status [NAME]               the machine, its GPUs and workers
+        %fal envs [NAME]                 the environments on a host
+        %fal runs [NAME]                 the latest runs on a host
+        %fal stop [NAME] [--all]         end this kernel's sessions on a host, or every worker
+        %fal doctor [NAME]               check the way to a host, with the fix for what is wrong
+        %fal help                        this text
+        """
+        try:
+            command, *words = shlex.split(line) or ["help"]
+        except ValueError as error:
+            raise UsageError(f"the line cannot be read: {error}") from None
+        handler = COMMANDS.get(command)
+        if handler is None:
+            raise UsageError(f"%fal {command}: unknown; known are {', '.join(COMMANDS)}")
+        flags = {word for word in words if word.startswith("-")}
+        names = [word for word in words if not word.startswith("-")]
+        unknown = flags - _FLAGS.get(command, set())
+        if unknown or len(names) > 1:
+            raise UsageError(f"%fal {command}: cannot use {' '.join([*unknown, *names[1:]])}; see %fal help")
+        return handler(names[0] if names else None, flags)
+
+
+def _connect(name: str | None, flags: set[str]) -> str:
+    from fal_notebook.hosts import registry
+
+    if name is None:
+        raise UsageError("%fal connect NAME: name a host; %fal hosts lists those that are known")
+    host = registry.connect(name, remember="--remember" in flags)
+    machine = host.ask("status")["machine"] if hasattr(host, "connect") else {}
+    what = f": {machine['cores']} cores, {machine['memory'] // _MIB // 1024} GiB" if machine else ""
+    return _Text(f"connected to {host.name}{what}")
+
+
+def _hosts(_name: str | None, _flags: set[str]) -> Table:
+    from fal_notebook.hosts import registry
+
+    rows = [
+        [
+            "→" if info.is_current else "",
+            info.name,
+            info.address or "this machine",
+            "yes" if info.is_connected else "",
+        ]
+        for info in registry.hosts()
+    ]
+    return Table(["", "host", "address", "connected"], rows)
+
+
+def _status(name: str | None, _flags: set[str]) -> Table:
+    status = _ask(name, "status")
+    machine = status["machine"]
+    rows = [
+        ["machine", f"{machine['hostname']} ({machine['platform']})"],
+        ["cores", str(machine["cores"])],
+        ["memory", f"{machine['memory_free'] // _MIB:,} MiB free of {machine['memory'] // _MIB:,}"],
+        ["disk", f"{machine['disk_free'] // _MIB:,} MiB free"],
+    ]
+    rows += [[f"GPU {gpu['index']}", _gpu(gpu)] for gpu in status["gpus"]]
+    for worker in status["workers"]:
+        doing = (
+            ", ".join(run["label"] for run in worker["runs"]) or f"idle for {worker['idle_seconds']:.0f} s"
+        )
+        rows.append([f"worker {worker['pid']}", doing])
+    return Table(["", ""], rows)
+
+
+def _gpu(gpu: dict[str, Any]) -> str:
+    return f"{gpu['name']}, {gpu['memory_used'] // _MIB:,} of {gpu['memory_total'] // _MIB:,} MiB in use"
+
+
+def _environments(name: str | None, _flags: set[str]) -> Table:
+    rows = [
+        [
+            info["name"],
+            info["python"],
+            str(info["packages"]),
+            f"{info['bytes'] // _MIB:,} MiB",
+            _ago(info["last_used"]),
+        ]
+        for info in _ask(name, "environments")
+    ]
+    return Table(["environment", "Python", "packages", "size", "last used"], rows)
+
+
+def _runs(name: str | None, _flags: set[str]) -> Table:
+    rows = [
+        [run["run_id"], run["state"], _ago(run["submitted_at"]), run["label"]]
+        for run in _ask(name, "runs", limit=30)
+    ]
+    return Table(["run", "state", "submitted", "what"], rows)
+
+
+def _stop(name: str | None, flags: set[str]) -> str:
+    from fal_notebook.session import forget_sessions
+
+    count = _ask(name, "stop", everything="--all" in flags)["workers"]
+    forget_sessions(name)
+    return _Text(f"ended {count} worker{'s' if count != 1 else ''}")
+
+
+def _doctor(name: str | None, _flags: set[str]) -> Table:
+    from fal_notebook.diagnose import diagnose
+    from fal_notebook.hosts import registry
+
+    checks = diagnose(name or registry.current_host().name, timeout=15.0)
+    rows = [["ok" if check.ok else "FAIL", check.name, check.detail, check.fix or ""] for check in checks]
+    return Table(["", "check", "what was found", "fix"], rows)
+
+
+def _help(_name: str | None, _flags: set[str]) -> str:
+    import inspect
+
+    return _Text(inspect.cleandoc(LineMagics.fal.__doc__ or ""))
+
+
+def _ask(name: str | None, question: str, **arguments: Any) -> Any:
+    from fal_notebook.hosts import registry
+
+    return registry.get_host(name).ask(question, **arguments)
+
+
+def _ago(moment: float) -> str:
+    seconds = max(0.0, time.time() - moment)
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+class _Text(str):
+    """A string that a cell shows without quotes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+COMMANDS: dict[str, Callable[[str | None, set[str]], Any]] = {
+    "connect": _connect,
+    "hosts": _hosts,
+    "status": _status,
+    "envs": _environments,
+    "runs": _runs,
+    "stop": _stop,
+    "doctor": _doctor,
+    "help": _help,
+}
+_FLAGS = {"connect": {"--remember"}, "stop": {"--all"}}
