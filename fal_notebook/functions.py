@@ -13,10 +13,11 @@ import itertools
 import os
 import platform
 import sys
-import threading
 import time
 from typing import TYPE_CHECKING, Any, overload
 
+from fal_agent.calling import run_coroutine
+from fal_agent.runtime.nested import NestedFunction
 from fal_agent.wire import Call
 from fal_notebook import config, display
 from fal_notebook.environment import check_python, environment_spec
@@ -53,6 +54,7 @@ class Function:
     app_auth = None
 
     def __init__(self, raw_func: Callable[..., Any], settings: FunctionOptions) -> None:
+        self.__name__ = self.__qualname__ = type(raw_func).__qualname__  # for callables that have no name
         functools.update_wrapper(self, raw_func)
         self.raw_func = raw_func
         self.settings = settings
@@ -186,7 +188,13 @@ class Function:
         return self if instance is None else functools.partial(self, instance)
 
     def __reduce__(self) -> Any:
-        return _rebuild, (self.raw_func, self.settings)
+        return NestedFunction, (self.raw_func, self.settings.setup_function)
+
+    def __copy__(self) -> Function:
+        return Function(self.raw_func, self.settings)
+
+    def __deepcopy__(self, _memo: Any) -> Function:
+        return Function(self.raw_func, self.settings)
 
     # ------------------------------------------------------------ what travels
 
@@ -329,29 +337,3 @@ def in_notebook() -> bool:
     """Whether this process is an IPython session."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and ipython.get_ipython() is not None
-
-
-def run_coroutine(coroutine: Any) -> Any:
-    """Run a coroutine to its end, in a thread of its own where an event loop is running."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    outcome: dict[str, Any] = {}
-
-    def run() -> None:
-        try:
-            outcome["value"] = asyncio.run(coroutine)
-        except BaseException as error:  # noqa: BLE001 - raised again where it belongs
-            outcome["error"] = error
-
-    thread = threading.Thread(target=run, name="fal-coroutine")
-    thread.start()
-    thread.join()
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["value"]
-
-
-def _rebuild(raw_func: Callable[..., Any], settings: FunctionOptions) -> Function:
-    return Function(raw_func, settings)

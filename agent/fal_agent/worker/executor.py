@@ -7,7 +7,6 @@ thread of its own.
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import inspect
 import os
@@ -19,6 +18,7 @@ import time
 from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent import failures, pickling
+from fal_agent.calling import complete, dump_result, run_chunk, run_coroutine, stream, stream_async
 from fal_agent.wire import Data, Execute, Failure, Result, Task
 from fal_agent.worker.context import CURRENT_CALL, CallContext
 from fal_agent.worker.opening import Shelf
@@ -185,67 +185,14 @@ class Executor:
         positional, named = pickling.load(arguments)
         first = () if setup is None else (self._shelf.setup_value(digest, setup),)
         if task.kind == "map":
-            return _result(_run_chunk(function, first, positional[0]), task.label), False
-        value = _complete(function(*first, *positional, **named))
+            return dump_result(run_chunk(function, first, positional[0]), task.label), False
+        value = complete(function(*first, *positional, **named))
         if inspect.isgenerator(value):
-            return _result(_stream(call, value), task.label), True
+            return dump_result(stream(value, task.label, call.item), task.label), True
         if inspect.isasyncgen(value):
-            asyncio.run(_stream_async(call, value))
-            return _result(None, task.label), True
-        return _result(value, task.label), False
-
-
-def _run_chunk(
-    function: Callable[..., Any], first: tuple[Any, ...], chunk: list[tuple[Any, ...]]
-) -> tuple[Any, ...]:
-    """Call the function for each item; give the values, and how the item failed that ended it, if one did."""
-    values: list[Any] = []
-    for item in chunk:
-        try:
-            value = _complete(function(*first, *item))
-            values.append(list(value) if inspect.isgenerator(value) else value)
-        except Exception as error:  # noqa: BLE001, PERF203 - reported at its item's turn
-            kind, message, detail, parts = failures.describe(error)
-            return values, (kind, message, detail), [bytes(part) for part in parts]
-    return values, None, []
-
-
-def _complete(value: Any) -> Any:
-    """Run a coroutine to its end; anything else is already complete."""
-    if inspect.iscoroutine(value):
-        return asyncio.run(value)
-    if inspect.isawaitable(value):
-
-        async def wait() -> Any:
-            return await value
-
-        return asyncio.run(wait())
-    return value
-
-
-def _result(value: Any, label: str) -> Sequence[Buffer]:
-    return pickling.dump(value, what=f"the result of {label}()")
-
-
-def _stream(call: CallContext, items: Any) -> Any:
-    """Send a generator's items as it makes them; give its return value."""
-    try:
-        while True:
-            try:
-                item = next(items)
-            except StopIteration as end:
-                return end.value
-            call.item(pickling.dump(item, what=f"an item of {call.task.label}()"))
-    finally:
-        items.close()
-
-
-async def _stream_async(call: CallContext, items: Any) -> None:
-    try:
-        async for item in items:
-            call.item(pickling.dump(item, what=f"an item of {call.task.label}()"))
-    finally:
-        await items.aclose()
+            run_coroutine(stream_async(value, task.label, call.item))
+            return dump_result(None, task.label), True
+        return dump_result(value, task.label), False
 
 
 def _enter_folder(folder: Optional[str]) -> None:
