@@ -59,6 +59,7 @@ class Function:
         self.raw_func = raw_func
         self.settings = settings
         self.app_name = getattr(raw_func, "__name__", type(raw_func).__name__)
+        self._yields = inspect.isgeneratorfunction(raw_func) or inspect.isasyncgenfunction(raw_func)
         self._calls: dict[Any, tuple[float, Call]] = {}  # what was sent lately, and when it was made
 
     # ------------------------------------------------------------ calling
@@ -76,7 +77,7 @@ class Function:
         host = self.host
         draw = display.drawer()
         run = start(host, self._parcel(host, args, kwargs, snapshot=False))
-        if inspect.isgeneratorfunction(self.raw_func) or inspect.isasyncgenfunction(self.raw_func):
+        if self._yields:
             return Items(run, draw)
         return follow(run, draw)
 
@@ -103,7 +104,7 @@ class Function:
 
     def aio(self, *args: Any, **kwargs: Any) -> Any:
         """Give an awaitable of the value; for a generator function, an asynchronous iterator of its items."""
-        if inspect.isgeneratorfunction(self.raw_func) or inspect.isasyncgenfunction(self.raw_func):
+        if self._yields:
             return self._aio_items(*args, **kwargs)
         return self._aio_value(*args, **kwargs)
 

@@ -8,9 +8,9 @@ whoever asks for them, never by the connection's thread.
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import threading
-import uuid
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, cast
@@ -39,7 +39,7 @@ class Run(Future[Any]):
 
     def __init__(self, host: Host, label: str, decode: Decode, on_event: Draw | None) -> None:
         super().__init__()
-        self.run_id = uuid.uuid4().hex[:16]
+        self.run_id = os.urandom(8).hex()
         self.host, self.label = host, label
         self.inbox: queue.SimpleQueue[Received] = queue.SimpleQueue()
         self._decode, self._on_event = decode, on_event
@@ -122,7 +122,8 @@ class Run(Future[Any]):
         event = received.event
         if isinstance(event, (Result, Failure)):
             self.inbox.put(received)
-            self._settle(received)
+            if self._on_event is not None:
+                self._settle(received)  # in the foreground `follow` does it: this thread is to be quick
         elif isinstance(event, Item):
             self.inbox.put(received)
             self._has_items = True
@@ -133,6 +134,15 @@ class Run(Future[Any]):
         else:
             self._on_event(received)
             self.acknowledge(received)
+
+    def settle(self, received: Received) -> Any:
+        """Take the last event of a foreground run; give its value, or raise its error."""
+        __tracebackhide__ = True
+        self._settle(received)
+        value, error = self._open(received)
+        if error is not None:
+            raise error
+        return value
 
     def _settle(self, received: Received) -> None:
         if not self.done():
@@ -265,4 +275,4 @@ def follow(run: Run, draw: Draw) -> Any:
             if presses > _PATIENCE:
                 raise
             (run.interrupt if presses == 1 else run.kill)()
-    return run.result()
+    return run.settle(received)

@@ -7,6 +7,7 @@ large transfer never holds back a small call or an interrupt.
 
 from __future__ import annotations
 
+import importlib
 import signal
 import threading
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["Duplex", "uninterrupted"]
 
 _READ_SIZE = 512 << 10
+
+# The C functions below those of `signal`, which turn numbers into enums and back: 10 us a message.
+_c_signal: Any = importlib.import_module("_signal")
 
 
 class Duplex:
@@ -121,15 +125,15 @@ def uninterrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.getsignal(signal.SIGINT)
+    previous = _c_signal.getsignal(signal.SIGINT)
     if not callable(previous):  # ignored, or set by something that is not Python
         yield
         return
     held: list[Any] = []
-    signal.signal(signal.SIGINT, lambda *args: held.append(args))
+    _c_signal.signal(signal.SIGINT, lambda *args: held.append(args))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        _c_signal.signal(signal.SIGINT, previous)
         if held:
             previous(*held[0])

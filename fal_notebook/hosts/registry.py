@@ -6,7 +6,9 @@ Runs in the notebook. Naming a host contacts nobody; `connect` does.
 from __future__ import annotations
 
 import atexit
+import os
 import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +21,10 @@ __all__ = ["HostInfo", "connect", "current_host", "get_host", "hosts", "local", 
 
 _known: dict[str, Host] = {}
 _current: Host | None = None
+_default: tuple[str | None, float, Host] | None = None  # FAL_HOST, when it was looked up, and the host
 _lock = threading.RLock()
+
+_SETTINGS_SECONDS = 0.5  # after which the settings are looked at again
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,13 @@ def current_host() -> Host:
     Raises:
         ConfigurationError: the settings cannot be read.
     """
-    with _lock:
-        return _current if _current is not None else get_host(config.load().default or "local")
+    global _default  # noqa: PLW0603 - what the settings say, looked up now and then
+    if _current is not None:
+        return _current
+    chosen, now = os.environ.get("FAL_HOST"), time.monotonic()
+    if _default is None or _default[0] != chosen or now - _default[1] > _SETTINGS_SECONDS:
+        _default = (chosen, now, get_host(config.load().default or "local"))
+    return _default[2]
 
 
 def connect(name: str | Host, *, remember: bool = False) -> Host:

@@ -3,6 +3,10 @@ through the agent, and through a real SSH server as another user."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -36,6 +40,17 @@ def ssh_host(ssh_server: SSHServer) -> Iterator[Host]:
         if getattr(host, "is_connected", False):
             host.ask("shutdown")
         host.close()
+
+
+@pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """A folder that this process and every host's user can write to."""
+    folder = Path(tempfile.mkdtemp(prefix="fal-public-"))
+    folder.chmod(0o777)
+    old = os.umask(0)
+    yield folder
+    os.umask(old)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(params=HOSTS)

@@ -183,7 +183,10 @@ class _Pipe:
         if not self._lock.acquire(blocking=wait):
             return ""
         try:
-            text = self._decoder.decode(self._read_all())
+            data = self._read_all()
+            if not data:
+                return ""
+            text = self._decoder.decode(data)
             owner = self.owner() if text else None
             if owner is None or owner.is_over:
                 return text
@@ -191,6 +194,11 @@ class _Pipe:
             return ""
         finally:
             self._lock.release()
+
+    def wait_for_drain(self) -> None:
+        """Wait until no other thread is in the midst of handing text over."""
+        with self._lock:
+            return
 
     def close(self) -> None:
         """Close both ends."""
@@ -225,7 +233,10 @@ class _PipePair:
 
     def drain(self, *, wait: bool) -> str:
         """Hand over what both pipes hold; give the text that nobody owns."""
-        if not wait and not self._poller.poll(0):
+        if not self._poller.poll(0):
+            if wait:
+                for pipe in self.pipes:
+                    pipe.wait_for_drain()
             return ""
         return "".join(pipe.drain(wait=wait) for pipe in self.pipes)
 

@@ -105,7 +105,8 @@ class Executor:
             if task is None:
                 return
             call, buffers = task
-            signal.signal(signal.SIGINT, self._on_sigint)  # the last call may have set its own
+            if signal.getsignal(signal.SIGINT) != self._on_sigint:  # the last call has set its own
+                signal.signal(signal.SIGINT, self._on_sigint)
             with self._switch:
                 self._main_run = call.run_id
             self._run(call, buffers, shared=False)
@@ -199,6 +200,7 @@ def _enter_folder(folder: Optional[str]) -> None:
     """Make the folder of a call's files the working directory, importable as a script's would be."""
     if folder is None:
         return
-    os.chdir(folder)
+    if os.getcwd() != folder:  # noqa: PTH109 - asked for each call, and Path.cwd() takes ten times as long
+        os.chdir(folder)
     if folder not in sys.path:
         sys.path.insert(0, folder)
