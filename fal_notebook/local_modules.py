@@ -135,8 +135,11 @@ def is_own_file(file: str) -> bool:
 
 
 def files_of(names: Collection[str]) -> tuple[str, ...]:
-    """Give the files of the loaded modules with these top-level names."""
-    return tuple(file for name, file in _files() if name.partition(".")[0] in names)
+    """Give the files of the loaded modules with these top-level names; from now on edits to them are seen."""
+    found = [(name, file) for name, file in _files() if name.partition(".")[0] in names]
+    for name, file in found:
+        _observe(sys.modules[name], file)
+    return tuple(file for _, file in found)
 
 
 def are_as_loaded(files: Iterable[str]) -> bool:

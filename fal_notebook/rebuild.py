@@ -180,7 +180,7 @@ def _step(frame: dict[str, Any]) -> types.TracebackType:
         "end_col_offset": frame.get("end_colno") or 0,
     }
     module = ast.Module([ast.Raise(ast.Name("error", ast.Load(), **where), None, **where)], [])
-    code = compile(module, frame["filename"], "exec").replace(co_name=frame["name"], co_firstlineno=line)
+    code = compile(module, frame["filename"], "exec").replace(co_name=frame["name"])
     if sys.version_info >= (3, 11):
         code = code.replace(co_qualname=frame["name"])
     try:

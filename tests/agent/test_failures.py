@@ -8,8 +8,8 @@ import json
 import linecache
 import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,6 +18,8 @@ from fal_agent.errors import FalSerializationError
 from fal_agent.failures import OpeningError, describe
 from fal_agent.framing import MAX_HEADER
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 HERE = str(Path(__file__).parent)
 
@@ -175,7 +177,8 @@ def test_endless_recursion_is_cut_in_the_middle() -> None:
 
 def test_causes_and_contexts_are_told_apart() -> None:
     error = raised_by(
-        "try:\n    try:\n        {}['a']\n    except KeyError as key:\n        raise ValueError('v') from key\n"
+        "try:\n    try:\n        {}['a']\n    except KeyError as key:\n"
+        "        raise ValueError('v') from key\n"
         "except ValueError:\n    raise TypeError('t')"
     )
     detail = describe(error)[2]

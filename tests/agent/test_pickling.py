@@ -305,7 +305,8 @@ def test_the_error_names_the_way_to_the_culprit(value: object, path: str) -> Non
 
 def test_the_error_follows_functions_to_the_globals_they_use() -> None:
     space = main_namespace(
-        "import sqlite3\nconn = sqlite3.connect(':memory:')\ndef inner(): return conn\ndef outer(): return inner()\n"
+        "import sqlite3\nconn = sqlite3.connect(':memory:')\n"
+        "def inner(): return conn\ndef outer(): return inner()\n"
     )
 
     with pytest.raises(FalSerializationError, match=r"outer -> inner -> conn: cannot pickle 'sqlite3"):

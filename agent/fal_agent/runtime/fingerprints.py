@@ -19,6 +19,7 @@ __all__ = ["Fingerprint", "fingerprint"]
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))
 _ABSENT = object()
+_HAS_DOCSTRING = 0x4000000  # Python 3.13
 
 
 def fingerprint(function: Any) -> str:
@@ -162,13 +163,20 @@ def _order(item: Any) -> tuple[str, str]:
 
 def _add_code(add: Any, code: types.CodeType, doc: Any = None) -> None:
     """Add what code does; not its file, its lines, or its docstring."""
-    counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
+    counts = (
+        code.co_argcount,
+        code.co_posonlyargcount,
+        code.co_kwonlyargcount,
+        code.co_flags & ~_HAS_DOCSTRING,
+    )
     names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
     add("code", code.co_name, repr(counts), repr(names), code.co_code.hex())
     for index, constant in enumerate(code.co_consts):
         if isinstance(constant, types.CodeType):
             _add_code(add, constant)
-        elif not (index == 0 and doc is not None and constant == doc):
+        elif index == 0 and doc is not None and constant == doc:
+            add("NoneType", "None")
+        else:
             add(type(constant).__name__, _constant_text(constant))
 
 
