@@ -98,9 +98,9 @@ class Plan:
             return depth < _MAX_DEPTH and len(value) <= _MAX_ITEMS and self._are_fixed(value, depth + 1)
         if kind is types.FunctionType:
             return self._is_by_reference(value) or self._visit_function(value)
-        if isinstance(value, type):
+        if issubclass(kind, type):
             return self._is_by_reference(value) or self._visit_class(value)
-        if kind is types.ModuleType or isinstance(value, types.ModuleType):
+        if issubclass(kind, types.ModuleType):
             return self._visit_module(value)
         if kind in (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType):
             owner = getattr(value, "__self__", None)
@@ -108,7 +108,7 @@ class Plan:
         name = f"{kind.__module__}.{kind.__qualname__}"
         if name in _WRAPPERS:
             return self._are_fixed([getattr(value, inner) for inner in _WRAPPERS[name]])
-        if isinstance(value, enum.Enum):
+        if issubclass(kind, enum.Enum):
             return self._is_fixed(kind)
         return name in _FIXED
 

@@ -27,6 +27,7 @@ __all__ = [
     "check_names",
     "files_of",
     "find_own",
+    "follow_edits",
     "import_named",
     "is_own_file",
     "local_names",
@@ -39,7 +40,7 @@ _NEVER = (*_OURS, "__main__", "__mp_main__")
 
 _Stamp = tuple[int, int]  # modification time in ns, size in bytes
 _stamps: dict[str, _Stamp] = {}  # file -> as it was when its module was loaded
-_names_for: tuple[object, tuple[str, ...]] | None = None
+_names_for: tuple[object, tuple[str, ...], tuple[str, ...]] | None = None  # state, names, files
 
 
 def check_names(value: object) -> None:
@@ -87,11 +88,21 @@ def local_names() -> tuple[str, ...]:
         names = {
             name.partition(".")[0] for name, file in _files() if _is_under(file, folder) and is_own_file(file)
         }
-        _names_for = state, tuple(sorted(names.difference(_NEVER)))
-        for name, file in _files():
-            if name.partition(".")[0] in names:
-                _observe(sys.modules[name], file)
+        names.difference_update(_NEVER)
+        _names_for = state, tuple(sorted(names)), files_of(names)
     return _names_for[1]
+
+
+def follow_edits() -> tuple[str, ...]:
+    """Reload local modules whose files have changed; give the names of all local ones.
+
+    Raises:
+        Exception: as `reload_edited`.
+    """
+    names = local_names()
+    if _names_for is not None and not are_as_loaded(_names_for[2]):
+        reload_edited(names)
+    return names
 
 
 def own_package(function: Any) -> str | None:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import inspect
 import pickle
+import sys
 import types
 import warnings
 import weakref
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fal_agent import pickling
@@ -168,7 +170,7 @@ class _Packing:
                 warnings.warn(
                     f"{_name(func)}() captures {name!r}, {size / 1e6:.0f} MB pickled, which travels with the "
                     "function. Pass it as an argument, or load it on the host, if that is not what you want",
-                    stacklevel=2,
+                    stacklevel=_levels_to_the_user(),
                 )
 
 
@@ -182,8 +184,6 @@ class _WithModules:
         self._names, self._value = names, value
 
     def __reduce__(self) -> Any:
-        import sys
-
         return pickling.last_of, ([sys.modules[name] for name in self._names], self._value)
 
 
@@ -261,7 +261,7 @@ def pack_arguments(
             return _NO_ARGUMENTS  # type: ignore[return-value] # a list of bytes is a list of buffers nobody changes
         if _ATOMS.issuperset(map(type, args)):
             return [pickle.dumps((args, kwargs), 5)]
-    by_value = local_modules.local_names()
+    by_value = local_modules.follow_edits()
     try:
         parts = pickling.dump((args, kwargs), by_value=by_value)
     except FalSerializationError as error:
@@ -283,7 +283,7 @@ def pack_value(value: Any, *, name: str, snapshot: bool = True) -> list[Buffer]:
     Raises:
         FalSerializationError: it cannot be pickled; the message names it.
     """
-    parts = pickling.dump(value, what=repr(name), name=name, by_value=local_modules.local_names())
+    parts = pickling.dump(value, what=repr(name), name=name, by_value=local_modules.follow_edits())
     return [parts[0], *map(_copied, parts[1:])] if snapshot else parts
 
 
@@ -395,6 +395,15 @@ def _copied(part: Buffer) -> Buffer:
 def _name(function: Any) -> str:
     name: str = getattr(function, "__qualname__", None) or type(function).__qualname__
     return name
+
+
+def _levels_to_the_user() -> int:
+    """Give the `stacklevel`, for whoever called this, of the nearest code that is not ours."""
+    ours = str(Path(__file__).parent)
+    level, frame = 1, sys._getframe(1)  # noqa: SLF001 - inspect.stack() reads every source file
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(ours):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _size(value: Any) -> int:

@@ -280,3 +280,26 @@ def test_a_file_that_is_gone_leaves_its_module_as_it_is(folder: Path, notebook: 
     (folder / "helpers.py").unlink()
 
     assert pickling.load(pack_function(notebook["f"]).parts)[0]() == 1
+
+
+def test_an_edit_to_the_class_of_an_argument_is_used(folder: Path, notebook: Notebook) -> None:
+    """The function need not know the module at all."""
+    write(folder / "shapes.py", "class Square:\n    def area(self): return 1\n")
+    notebook.run("from shapes import Square\nsquare = Square()")
+    pack_arguments((notebook["square"],), {})
+
+    write(folder / "shapes.py", "class Square:\n    def area(self): return 2\n")
+    parts = pack_arguments((notebook["square"],), {})
+
+    assert notebook["square"].area() == 2
+    assert pickling.load(parts)[0][0].area() == 2
+
+
+def test_a_module_that_comes_home_does_not_replace_itself(folder: Path, notebook: Notebook) -> None:
+    """A host in this very process opens what this process packed."""
+    write(folder / "helpers.py", "K = 1\ndef value(): return K\n")
+    notebook.run("import helpers\ndef f(): return helpers.value()")
+
+    assert pickling.load(pack_function(notebook["f"]).parts)[0]() == 1
+    assert sys.modules["helpers"] is notebook["helpers"]
+    assert notebook["helpers"].K == 1

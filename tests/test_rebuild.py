@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import linecache
 import re
@@ -263,7 +264,7 @@ def test_every_kind_that_the_wire_knows_is_mapped() -> None:
     """A kind without an error of its own would lose its meaning."""
     from fal_notebook import rebuild
 
-    known = {line.split()[0] for line in (Failure.__doc__ or "").splitlines() if line.startswith("        ")}
+    known = {line.split()[0] for line in inspect.getdoc(Failure).splitlines() if line.startswith("    ")}  # type: ignore[union-attr]
     known -= {"user", "interrupted"}
 
     assert known

@@ -33,6 +33,8 @@ _PROTOCOL = 5
 
 _registering = threading.RLock()  # cloudpickle's list of modules to send by value is one per process
 _natives: weakref.WeakSet[type] = weakref.WeakSet()  # classes made here that went out by value
+_native_modules: set[str] = set()  # names of modules of this process that went out by value
+_opened: set[str] = set()  # names of modules that came in by value
 _foreigners: weakref.WeakSet[type] = weakref.WeakSet()  # classes that came in by value
 
 
@@ -211,6 +213,8 @@ def _pickler_type() -> Callable[..., pickle.Pickler]:
 
         def reducer_override(self, obj: Any) -> Any:
             if isinstance(obj, types.ModuleType) and _goes_by_value(obj.__name__):
+                if obj.__name__ not in _opened:
+                    _native_modules.add(obj.__name__)
                 state = _module_state(obj, self._attributes)
                 return _open_module, (obj.__name__,), state, None, None, _fill_module
             reduced = super().reducer_override(obj)
@@ -294,8 +298,12 @@ def _travels(value: Any) -> bool:
 
 
 def _open_module(name: str) -> types.ModuleType:
-    """Make a module that came by value; `import` finds it from now on."""
-    module = sys.modules[name] = types.ModuleType(name)
+    """Make a module that came by value; `import` finds it from now on, unless it came home."""
+    module = types.ModuleType(name)
+    if name in _native_modules:
+        return module
+    _opened.add(name)
+    sys.modules[name] = module
     parent, _, child = name.rpartition(".")
     if parent in sys.modules:
         setattr(sys.modules[parent], child, module)

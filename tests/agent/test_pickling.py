@@ -11,6 +11,7 @@ import threading
 import types
 import typing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,14 +19,17 @@ import pytest
 from fal_agent import pickling
 from fal_agent.errors import FalSerializationError
 
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
 
 def round_trip(value: object) -> object:
     return pickling.load([bytes(part) for part in pickling.dump(value)])
 
 
-def in_another_process(value: object, expression: str) -> str:
+def in_another_process(value: object, expression: str, by_value: Collection[str] = ()) -> str:
     """What `expression` about `value`, loaded in a fresh interpreter, evaluates to."""
-    parts = [bytes(part) for part in pickling.dump(value)]
+    parts = [bytes(part) for part in pickling.dump(value, by_value=by_value)]
     code = (
         "import pickle, sys; parts = pickle.load(sys.stdin.buffer)\n"
         f"from fal_agent import pickling; value = pickling.load(parts); print({expression})"
@@ -185,6 +189,30 @@ def test_an_instance_comes_home_as_the_class_it_was_made_of() -> None:
     assert type(round_trip(home)) is space["Home"]
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import enum\nclass C(enum.Enum):\n    A = 1\n    def f(self): return 1\nx = C.A",
+        "import dataclasses\n@dataclasses.dataclass(frozen=True)\nclass C:\n    a: int = 1\nx = C()",
+        "import abc\nclass B(abc.ABC):\n  @abc.abstractmethod\n  def f(self): ...\nclass C(B): f = 1\nx = C()",
+        "import collections\nC = collections.namedtuple('C', 'a b')\nx = C(1, 2)",
+        "class C:\n    __slots__ = ('a',)\nx = C(); x.a = 1",
+        "class M(type): pass\nclass C(metaclass=M): pass\nx = C()",
+        "import typing as t\nT = t.TypeVar('T')\nclass C(t.Generic[T]):\n    def f(self) -> T: ...\nx = C()",
+    ],
+)
+def test_classes_of_every_make_come_home(source: str) -> None:
+    value = main_namespace(source)["x"]
+    before = dict(vars(type(value)))
+
+    home = round_trip(value)
+
+    after = dict(vars(type(value)))
+    after.pop("__slotnames__", None)  # what Python's own pickling notes there
+    assert type(home) is type(value)
+    assert [name for name, item in after.items() if before.get(name) is not item] == []
+
+
 def test_a_class_that_comes_home_keeps_its_methods() -> None:
     """A method replaced by a travelled copy would not see later changes of the notebook's globals."""
     space = main_namespace("factor = 2\nclass Scaled:\n    def value(self): return factor\n")
@@ -266,17 +294,25 @@ def test_a_module_travels_with_the_attributes_that_are_used(module: types.Module
 
 
 def test_a_module_travels_without_what_cannot_be_pickled(module: types.ModuleType) -> None:
-    parts = pickling.dump(module, by_value=["my_helpers"])
-    try:
-        loaded = pickling.load(parts)
-        import my_helpers
-
-        assert my_helpers is loaded
-    finally:
-        sys.modules["my_helpers"] = module
+    loaded = pickling.load(pickling.dump(module, by_value=["my_helpers"]))
 
     assert (loaded.BASE, loaded.Thing().x) == (10, 11)
     assert not hasattr(loaded, "connection")
+
+
+def test_import_finds_a_module_that_came_by_value(module: types.ModuleType) -> None:
+    expression = (
+        "(__import__('my_helpers') is value, value.add(1), pickling.load(pickling.dump(value.add))(2))"
+    )
+
+    assert in_another_process(module, expression, by_value=["my_helpers"]) == "(True, 11, 12)"
+
+
+def test_a_module_that_comes_home_does_not_replace_itself(module: types.ModuleType) -> None:
+    loaded = pickling.load(pickling.dump(module, by_value=["my_helpers"]))
+
+    assert loaded is not module
+    assert sys.modules["my_helpers"] is module
 
 
 # ---------------------------------------------------------------- culprits

@@ -9,8 +9,9 @@ installed library. The same definition made again, by a re-run cell or by unpick
 from __future__ import annotations
 
 import hashlib
+import inspect
 import types
-from typing import Any
+from typing import Any, Optional
 
 from fal_agent.bytecode import facts
 from fal_agent.frames import is_library
@@ -70,9 +71,9 @@ class Fingerprint:
             self._add("module", value.__name__)
         elif isinstance(value, type):
             self._add_class(value)
-        elif isinstance(getattr(value, "__wrapped__", None), types.FunctionType):
+        elif (wrapped := _wrapped(value)) is not None:
             self._add("wrapper", type(value).__qualname__)
-            self._add_function(value.__wrapped__)
+            self._add_function(wrapped)
         elif deep:
             self._add_content(value)
         else:
@@ -155,6 +156,12 @@ class Fingerprint:
         self._seen[id(value)] = len(self._seen)
         self._kept.append(value)
         return False
+
+
+def _wrapped(value: Any) -> Optional[types.FunctionType]:
+    """Give the function that a decorated one stands for."""
+    found = inspect.getattr_static(value, "__wrapped__", None)  # a lazy object must not be woken
+    return found if isinstance(found, types.FunctionType) else None
 
 
 def _order(item: Any) -> tuple[str, str]:
