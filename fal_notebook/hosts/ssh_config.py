@@ -31,7 +31,7 @@ CRITERIA = frozenset({"all", "canonical", "final", "host", "originalhost", "user
 NEVER = 'originalhost "!*"'
 SECTION = re.compile(r"\s*(host|match|include)(?:\s*=\s*|\s+)(.+?)\s*$", re.IGNORECASE)
 ADDRESS = re.compile(
-    r"(?:ssh://)?(?:(?P<user>.+)@)?(?:\[(?P<bracketed>[^\]]+)\]|(?P<host>[^:/]+|[^:/]*(?::[^:/]*){2,}))"
+    r"(?:ssh://)?(?:(?P<user>.+)@)?(?:\[(?P<bracketed>[^\]]+)\]|(?P<host>(?!-)[^:/@\s]+|[^:/@\s]*(?::[^:/@\s]*){2,}))"
     r"(?::(?P<port>\d+))?/?"
 )
 
@@ -130,9 +130,9 @@ def resolve(
     given = [f"User {match['user']}"] if match["user"] else []
     given += [f"Port {match['port']}"] if match["port"] else []
     lines = ["Host *", *given]
-    for file in files:
-        lines += ["Host *", *_lines(file, file.parent, None, 0)]
     try:
+        for file in files:
+            lines += ["Host *", *_lines(file, file.parent, None, 0)]
         options = _Config.from_text("\n".join(lines)).lookup(alias)
         return _target(name, label or repr(name), alias, options, files=files, via=via)
     except (ConfigParseError, ValueError) as error:

@@ -48,7 +48,7 @@ def log_in(transport: LinkTransport, target: Target, prompt: Prompt) -> None:
     try:
         done = login.run()
     except (paramiko.SSHException, OSError, EOFError) as error:
-        raise AuthenticationError(login.story(str(error))) from error
+        raise AuthenticationError(login.story()) from error
     if not done:
         raise AuthenticationError(login.story())
 
@@ -73,7 +73,7 @@ class _Login:
             or (self._may_ask("password") and self._password())
         )
 
-    def story(self, reason: str = "") -> str:
+    def story(self) -> str:
         """Tell what happened and what to do next."""
         target = self.target
         tried = ", ".join(self.tried) or "nothing, because there was nothing to try"
@@ -81,7 +81,7 @@ class _Login:
         text = f"{target.label}: {target.where} did not let user {target.user!r} in. Tried: {tried}. "
         text += f"The server takes: {methods}. "
         if not self.transport.is_active():
-            text += f"It then broke off ({reason or self.transport.why_lost()}). "
+            text += f"It then broke off ({self.transport.why_lost()}). "
             if self.agent_keys > 1:
                 text += (
                     f"The agent holds {self.agent_keys} keys, which may be more than the server listens to: "

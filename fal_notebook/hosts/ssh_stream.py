@@ -100,7 +100,6 @@ class Stream:
                 raise self._refusal
             if self._lost:
                 raise self._lost_error()
-            self._closed = True  # an answer that comes late finds nobody
         raise TimeoutError(f"the server did not open a channel within {timeout:g} s")
 
     def sendall(self, data: Buffer, /) -> None:

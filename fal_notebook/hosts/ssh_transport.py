@@ -86,7 +86,8 @@ class LinkTransport(paramiko.Transport):  # type: ignore[misc] # paramiko is unt
         super().__init__(sock, packetizer_class=WatchfulPacketizer)
         self.packetizer.on_idle = self._on_idle
         self.logger = logging.getLogger("fal_notebook.ssh")
-        self.logger.addHandler(logging.NullHandler())
+        if not self.logger.handlers:
+            self.logger.addHandler(logging.NullHandler())
         wanted = [a for t in known_key_types for a in (RSA_SIGNATURES if t == "ssh-rsa" else (t,))]
         usual = self._preferred_keys
         self._preferred_keys = tuple(
@@ -129,8 +130,9 @@ class LinkTransport(paramiko.Transport):  # type: ignore[misc] # paramiko is unt
         self.post(start + struct.pack("!III", number, WINDOW, MAX_PACKET) + details)
         try:
             stream.wait_until_open(timeout)
-        except (ChannelRefused, OSError) as error:
-            if not isinstance(error, TimeoutError):
+        except BaseException as error:  # an interrupt, too, must leave nothing open
+            stream.close()
+            if isinstance(error, ChannelRefused):
                 self.forget(stream)
             raise
         return stream
