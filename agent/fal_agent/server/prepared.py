@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 from typing import TYPE_CHECKING, NamedTuple, Optional
 
 from fal_agent.wire import Task
@@ -14,9 +15,10 @@ from fal_agent.wire import Task
 if TYPE_CHECKING:
     from fal_agent.server.environments.cache import Environment
     from fal_agent.server.machine import Match
+    from fal_agent.server.runs import Run
     from fal_agent.wire import Call
 
-__all__ = ["Prepared", "WorkerKey"]
+__all__ = ["Preparation", "Prepared", "WorkerKey"]
 
 _numbers = itertools.count(1)
 
@@ -30,6 +32,29 @@ class WorkerKey(NamedTuple):
     folder: Optional[str]
 
 
+class Preparation:
+    """The making of what calls of one template need.
+
+    Attributes:
+        runs: that wait for it, in the order they came.
+        cancelled: set when nobody waits any more.
+    """
+
+    def __init__(self, runs: list[Run]) -> None:
+        self.runs = runs
+        self.cancelled = threading.Event()
+
+    def stage(self, phase: str, text: str) -> None:
+        """Tell those who wait what is being done."""
+        for run in self.runs:
+            run.stage(phase, text)
+
+    def log(self, text: str) -> None:
+        """Pass on what uv says."""
+        for run in self.runs:
+            run.builder_log(text)
+
+
 class Prepared:
     """What is needed to run calls of one template.
 
@@ -39,6 +64,7 @@ class Prepared:
         match: what of the machine the call gets; None before that was looked at.
         environment: where it runs; None before that is built.
         folder: the working folder; of the call's files once they are laid out.
+        preparation: the making of all this, while it goes on.
     """
 
     def __init__(self, call: Call) -> None:
@@ -48,6 +74,7 @@ class Prepared:
         self.environment: Optional[Environment] = None
         self.folder: Optional[str] = None if call.files else call.folder
         self.environment_text = json.dumps(call.environment.layers)  # for the journal
+        self.preparation: Optional[Preparation] = None
         self._key: Optional[WorkerKey] = None
 
     @property

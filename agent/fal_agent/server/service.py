@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +17,13 @@ from fal_agent.errors import EnvironmentBuildError, FalServerlessException, Requ
 from fal_agent.framing import FrameDecoder
 from fal_agent.server.appfiles import lay_out_files
 from fal_agent.server.functions import FunctionStore, extract
-from fal_agent.server.prepared import Prepared
+from fal_agent.server.prepared import Preparation, Prepared
 from fal_agent.server.runs import Run
 from fal_agent.wire import (
     Ack,
     Ask,
     BlobPart,
+    Call,
     Cancel,
     Failure,
     Hello,
@@ -86,7 +86,6 @@ class Service:
         self._journal, self._blobs, self._functions = journal, blobs, functions
         self._environments, self._pool, self._questions, self._match = environments, pool, questions, match
         self._builders = ThreadPoolExecutor(_BUILDERS, thread_name_prefix="fal-build")
-        self._building: dict[str, threading.Event] = {}
         self._leases: dict[str, asyncio.TimerHandle] = {}
         self._refusals: dict[str, str] = {}  # blobs that could not be kept, and why
         self._finished: deque[str] = deque()
@@ -231,54 +230,56 @@ class Service:
             connection.deliver(run_id, data, blobs)
 
     def _prepare(self, run: Run) -> None:
-        """Find what calls like this run need, and build what is not there yet."""
+        """Find what calls like this run need, and build what is not there yet; once for all that wait."""
         prepared = run.prepared
+        if prepared.preparation is not None:
+            prepared.preparation.runs.append(run)
+            return
         try:
             prepared.match = self._match(run.call.resources)
         except ResourceError as error:
             run.fail("resources", str(error))
             return
-        cancelled = self._building[run.run_id] = threading.Event()
+        preparation = prepared.preparation = Preparation([run])
         loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._builders, self._build, run, cancelled, loop)
-        future.add_done_callback(lambda done: self._built(run, done))
+        future = loop.run_in_executor(self._builders, self._build, prepared.call, preparation, loop)
+        future.add_done_callback(lambda done: self._built(prepared, preparation, done))
 
     def _build(
-        self, run: Run, cancelled: threading.Event, loop: asyncio.AbstractEventLoop
+        self, call: Call, preparation: Preparation, loop: asyncio.AbstractEventLoop
     ) -> tuple[Environment, Optional[str]]:
         """Find or build the environment and lay out app files; runs in a thread."""
-        call = run.call
         environment = None if call.environment.force else self._environments.find(call.environment)
         if environment is None:
             environment = self._environments.build(
                 call.environment,
-                stage=lambda phase, text: _tell(loop, run.stage, phase, text),
-                log=lambda text: _tell(loop, run.builder_log, text),
-                cancelled=cancelled,
+                stage=lambda phase, text: loop.call_soon_threadsafe(preparation.stage, phase, text),
+                log=lambda text: loop.call_soon_threadsafe(preparation.log, text),
+                cancelled=preparation.cancelled,
             )
         self._environments.touch(environment)
         if not call.files:
             return environment, call.folder
         return environment, str(lay_out_files(self._root / "files", call.files, self._blobs.path))
 
-    def _built(self, run: Run, done: asyncio.Future[tuple[Environment, Optional[str]]]) -> None:
-        self._building.pop(run.run_id, None)
+    def _built(
+        self,
+        prepared: Prepared,
+        preparation: Preparation,
+        done: asyncio.Future[tuple[Environment, Optional[str]]],
+    ) -> None:
+        if prepared.preparation is preparation:
+            prepared.preparation = None
         error = done.exception()
         if error is None:
-            run.prepared.found(*done.result())
-        if run.is_finished:
-            return
-        if error is None:
-            self._ready(run)
-        elif isinstance(error, EnvironmentBuildError):
-            run.fail("environment", str(error), log=error.log)
-        elif isinstance(error, RequirementError):
-            run.fail("requirement", str(error))
-        elif isinstance(error, (OSError, FalServerlessException)):
-            run.fail("environment", f"the environment could not be built: {error}")
-        else:
-            _log.error("a build failed", exc_info=error)
-            run.fail("agent", f"the agent failed while building the environment: {error!r}; see its log")
+            prepared.found(*done.result())
+        for run in preparation.runs:
+            if run.is_finished:
+                continue
+            if error is None:
+                self._ready(run)
+            else:
+                _fail_to_prepare(run, error)
 
     def _ready(self, run: Run) -> None:
         if run.call.fresh and run.call.session is not None:
@@ -341,12 +342,24 @@ class Service:
 
     def _withdraw(self, run: Run, failure: Failure) -> None:
         """End a run that no worker has."""
-        building: Optional[threading.Event] = self._building.get(run.run_id)
-        if building is not None:
-            building.set()
+        preparation = run.prepared.preparation
+        if preparation is not None and run in preparation.runs:
+            preparation.runs.remove(run)
+            if not preparation.runs:
+                preparation.cancelled.set()
+                run.prepared.preparation = None
         self._pool.forget(run)
         run.emit(failure)
 
 
-def _tell(loop: asyncio.AbstractEventLoop, tell: Callable[..., None], *arguments: str) -> None:
-    loop.call_soon_threadsafe(tell, *arguments)
+def _fail_to_prepare(run: Run, error: BaseException) -> None:
+    """Tell a run why what it needs is not there."""
+    if isinstance(error, EnvironmentBuildError):
+        run.fail("environment", str(error), log=error.log)
+    elif isinstance(error, RequirementError):
+        run.fail("requirement", str(error))
+    elif isinstance(error, (OSError, FalServerlessException)):
+        run.fail("environment", f"the environment could not be built: {error}")
+    else:
+        _log.error("a build failed", exc_info=error)
+        run.fail("agent", f"the agent failed while building the environment: {error!r}; see its log")

@@ -55,6 +55,8 @@ class Executor:
         self._switch = threading.Lock()  # an interrupt looks which call runs and strikes, undisturbed
         self._main_run: Optional[str] = None
         self._interruptible = False
+        self._struck = False  # SIGINT came for the present call before its code began
+        self._early: set[str] = set()  # calls that were interrupted before their turn
 
     # ------------------------------------------------------------ the connection's thread
 
@@ -87,6 +89,8 @@ class Executor:
             elif run_id in self._threads:
                 target = ctypes.c_ulong(self._threads[run_id])
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(target, ctypes.py_object(KeyboardInterrupt))
+            elif run_id in self._calls:
+                self._early.add(run_id)
 
     def stop(self) -> None:
         """Let `run_forever` return after the present call."""
@@ -108,12 +112,13 @@ class Executor:
             if signal.getsignal(signal.SIGINT) != self._on_sigint:  # the last call has set its own
                 signal.signal(signal.SIGINT, self._on_sigint)
             with self._switch:
-                self._main_run = call.run_id
+                self._main_run, self._struck = call.run_id, False
             self._run(call, buffers, shared=False)
 
     def _on_sigint(self, _signum: int, _frame: Any) -> None:
         if self._interruptible:
             raise KeyboardInterrupt
+        self._struck = True
 
     def _run_in_thread(self, call: CallContext, buffers: list[bytes]) -> None:
         with self._switch:
@@ -138,7 +143,9 @@ class Executor:
                     self._main_run = None
             self._interruptible = self._interruptible and shared
         self._capture.end(call)
-        self._calls.pop(call.run_id, None)
+        with self._switch:
+            self._calls.pop(call.run_id, None)
+            self._early.discard(call.run_id)
         CURRENT_CALL.reset(token)
         finish()
 
@@ -150,6 +157,8 @@ class Executor:
             if not shared:
                 self._interruptible = True
             try:
+                if call.run_id in self._early or (self._struck and not shared):
+                    raise KeyboardInterrupt
                 parts, generator = self._perform(call, buffers)
             finally:
                 if not shared:
