@@ -1,0 +1,256 @@
+"""The IPython shell that runs a session's cells, without a terminal.
+
+Runs in a worker. IPython is imported with this module, so the module is imported on first use. What
+a cell shows goes to the call that runs it; what it raises is given back, not printed.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import linecache
+import os
+import sys
+import types
+from typing import TYPE_CHECKING, Any, Optional
+
+from IPython.core.compilerop import CachingCompiler
+from IPython.core.displayhook import DisplayHook
+from IPython.core.displaypub import DisplayPublisher
+from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.pylabtools import select_figure_formats
+from traitlets import Type
+from traitlets.config import Config
+
+from fal_agent.worker.context import CURRENT_CALL
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from fal_agent.worker.context import CallContext
+
+__all__ = ["SessionShell", "make_shell"]
+
+_REPORTING = ("run_code", "run_ast_nodes", "run_cell_async", "_run_cell")
+_INLINE = "module://matplotlib_inline.backend_inline"
+
+
+def make_shell() -> SessionShell:
+    """Make the shell of a new session, with a namespace of its own that is called `__main__`."""
+    config = Config()
+    config.HistoryManager.enabled = False  # the notebook keeps the history
+    module = types.ModuleType("__main__", "The names that a session's cells share.")
+    return SessionShell(config=config, user_module=module)
+
+
+class _Compiler(CachingCompiler):  # type: ignore[misc] # IPython has no types
+    """Compiles cells under the name, and with the numbers of lines, that they have in the notebook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = "<cell>"
+        self.code = self.source = ""
+        self.lines_before = 0
+
+    def expect(self, request: dict[str, Any]) -> None:
+        """Know the cell that comes next; `request` is as `fal_agent.worker.session` says."""
+        self.name, self.code, self.source = request["filename"], request["code"], request["source"]
+        blank = len(self.code) - len(self.code.lstrip())  # IPython drops empty lines at the top
+        self.lines_before = request["first_line"] - 1 + self.code[:blank].count("\n")
+
+    def get_code_name(self, raw_code: str, transformed_code: str, number: int) -> str:
+        """Give the name of a piece of code: the cell's own, if it is the cell."""
+        return (
+            self.name
+            if raw_code == self.code
+            else str(super().get_code_name(raw_code, transformed_code, number))
+        )
+
+    def cache(self, transformed_code: str, number: int = 0, raw_code: Optional[str] = None) -> str:
+        """Let tracebacks find the cell's lines as they stand in the notebook."""
+        name = str(super().cache(transformed_code, number, raw_code))
+        if name == self.name:
+            linecache.cache[name] = (len(self.source), None, self.source.splitlines(keepends=True), name)
+        return name
+
+    def ast_parse(self, source: str, filename: str = "<unknown>", symbol: str = "exec") -> ast.AST:
+        """Parse code; the cell's lines are counted as in the notebook."""
+        offset = self.lines_before if filename == self.name else 0
+        try:
+            tree: ast.AST = super().ast_parse(source, filename, symbol)
+        except SyntaxError as error:
+            error.lineno = error.lineno and error.lineno + offset
+            if getattr(error, "end_lineno", None):
+                error.end_lineno += offset  # type: ignore[operator] # Python 3.9 has none
+            raise
+        return ast.increment_lineno(tree, offset)
+
+
+class _Publisher(DisplayPublisher):  # type: ignore[misc]
+    """Hands what `display` shows to the call that shows it."""
+
+    def publish(
+        self,
+        data: dict[str, Any],
+        metadata: Optional[dict[str, Any]] = None,
+        source: Any = None,  # noqa: ARG002 - IPython's signature
+        *,
+        transient: Optional[dict[str, Any]] = None,
+        update: bool = False,
+        **_others: Any,
+    ) -> None:
+        """Show a MIME bundle."""
+        call = self.shell.call
+        if call is not None:
+            call.display("update" if update else "display", data, metadata, transient)
+
+    def clear_output(self, wait: bool = False) -> None:
+        """Clear the cell's output."""
+        call = self.shell.call
+        if call is not None:
+            call.clear(wait)
+
+
+class _Hook(DisplayHook):  # type: ignore[misc]
+    """Hands the value of a cell's last expression to the call."""
+
+    def write_output_prompt(self) -> None:
+        """Write nothing: the notebook numbers its results itself."""
+
+    def write_format_data(
+        self, format_dict: dict[str, Any], md_dict: Optional[dict[str, Any]] = None
+    ) -> None:
+        """Show the value."""
+        call = self.shell.call
+        if call is not None and format_dict:
+            call.display("result", format_dict, md_dict)
+
+
+class SessionShell(InteractiveShell):  # type: ignore[misc]
+    """Runs cells in one namespace."""
+
+    compiler_class = Type(_Compiler)
+    displayhook_class = Type(_Hook)
+    display_pub_class = Type(_Publisher)
+
+    def __init__(self, **options: Any) -> None:
+        self._call: Optional[CallContext] = None
+        self._depth = 0
+        self._plots_are_inline = False
+        super().__init__(**options)
+        self.loop_runner = _run_coroutine
+        self.set_hook("show_in_pager", _show_page, 0)
+
+    @property
+    def call(self) -> Optional[CallContext]:
+        """The call that shows something now; None between calls."""
+        call = CURRENT_CALL.get()
+        if call is None or call.is_over:  # a thread or a task that an earlier cell left behind
+            call = self._call
+        return None if call is None or call.is_over else call
+
+    def become_current(self) -> None:
+        """Be what `get_ipython()` gives, and have the namespace that `__main__` is."""
+        for cls in type(self)._walk_mro():  # noqa: SLF001 - several shells live here, IPython knows of one
+            cls._instance = self
+        sys.modules["__main__"] = self.user_module
+        self._show_plots_inline()
+
+    def run_cell_of(self, request: dict[str, Any], call: CallContext) -> Optional[BaseException]:
+        """Run a cell as it stands in the notebook; give what it raised.
+
+        Args:
+            request: see `fal_agent.worker.session`.
+            call: takes what the cell shows.
+        """
+        self._call, self._depth = call, 0
+        self.compile.expect(request)
+        try:
+            result = self.run_cell(request["code"], store_history=True)
+        finally:
+            self._call = None
+        error: Optional[BaseException] = result.error_before_exec or result.error_in_exec
+        return error
+
+    def _show_plots_inline(self) -> None:
+        """Let matplotlib's figures show at the end of the cell, whenever it is imported."""
+        if self._plots_are_inline:
+            return
+        os.environ["MPLBACKEND"] = _INLINE  # a worker has no screen
+        backend = sys.modules.get("matplotlib_inline.backend_inline")
+        if backend is not None:
+            self._plots_are_inline = True
+            if (
+                backend.flush_figures not in self.events.callbacks["post_execute"]
+            ):  # an older session had it first
+                backend.configure_inline_support(self, _INLINE)
+                settings = backend.InlineBackend.instance()
+                select_figure_formats(self, settings.figure_formats, **settings.print_figure_kwargs)
+        elif "matplotlib" in sys.modules:  # a function used it in this worker before
+            sys.modules["matplotlib"].use(_INLINE)
+
+    # ------------------------------------------------------------ what IPython calls
+
+    def run_cell(self, *args: Any, **options: Any) -> Any:
+        """Run a cell, or what `%run` and the like take from a file."""
+        self._depth += 1
+        try:
+            return super().run_cell(*args, **options)
+        finally:
+            self._depth -= 1
+
+    def showtraceback(self, *args: Any, **options: Any) -> None:
+        """Print the traceback of what a magic caught; the cell's own error is given back instead."""
+        if not self._is_own_error(sys._getframe(1)):  # noqa: SLF001 - who calls says whose error it is
+            super().showtraceback(*args, **options)
+
+    def showsyntaxerror(self, *args: Any, **options: Any) -> None:
+        """As `showtraceback`."""
+        if not self._is_own_error(sys._getframe(1)):  # noqa: SLF001
+            super().showsyntaxerror(*args, **options)
+
+    def showindentationerror(self) -> None:
+        """As `showtraceback`."""
+        if not self._is_own_error(sys._getframe(1)):  # noqa: SLF001
+            super().showindentationerror()
+
+    def _is_own_error(self, caller: Any) -> bool:
+        """Whether IPython shows what it also gives as the result of running the cell."""
+        return self._depth == 1 and caller.f_code.co_name in _REPORTING
+
+    def ask_exit(self) -> None:
+        """Say how a session ends, where a terminal's shell would end."""
+        print("The session goes on; %fal stop ends it.", file=sys.stderr)  # noqa: T201 - IPython's way to the user
+
+    def enable_gui(self, gui: Any = None) -> None:
+        """Accept `%matplotlib inline`; there is no screen for another toolkit's windows."""
+        if gui not in (None, "", "inline"):
+            raise UsageError(
+                f"a session on a host has no screen for {gui}; `%matplotlib inline` shows figures here"
+            )
+
+    def init_io(self) -> None:
+        """Leave the streams alone: the worker captures them."""
+
+
+def _run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a cell that awaits. An interrupt cancels it, and lets its `finally` blocks run."""
+    from IPython.core.async_helpers import get_asyncio_loop
+
+    loop = get_asyncio_loop()
+    task = loop.create_task(coroutine)
+    try:
+        return loop.run_until_complete(task)
+    except KeyboardInterrupt as interrupt:
+        task.cancel()
+        outcome = loop.run_until_complete(asyncio.gather(task, return_exceptions=True))[0]
+        cancelled = getattr(outcome, "error_in_exec", outcome)  # it was raised where the cell was waiting
+        raise interrupt.with_traceback(getattr(cancelled, "__traceback__", None)) from None
+
+
+def _show_page(shell: SessionShell, data: Any, **_options: Any) -> None:
+    """Show what IPython would put into a pager: help, sources."""
+    call = shell.call
+    if call is not None:
+        call.display("display", data if isinstance(data, dict) else {"text/plain": str(data)})
