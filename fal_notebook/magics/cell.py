@@ -17,11 +17,11 @@ __all__ = ["CellMagics"]
 
 
 @magics_class
-class CellMagics(Magics):
+class CellMagics(Magics):  # type: ignore[misc] # IPython has no types
     """Holds `%%fal`."""
 
-    @no_var_expand
-    @cell_magic
+    @no_var_expand  # type: ignore[untyped-decorator]
+    @cell_magic  # type: ignore[untyped-decorator]
     def fal(self, line: str, cell: str) -> Any:
         """Replaced below by the parser's help."""
         __tracebackhide__ = True

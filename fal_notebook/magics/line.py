@@ -23,11 +23,11 @@ _MIB = 1 << 20
 
 
 @magics_class
-class LineMagics(Magics):
+class LineMagics(Magics):  # type: ignore[misc] # IPython has no types
     """Holds `%fal`."""
 
-    @no_var_expand
-    @line_magic
+    @no_var_expand  # type: ignore[untyped-decorator]
+    @line_magic  # type: ignore[untyped-decorator]
     def fal(self, line: str) -> Any:
         """Show and choose hosts.
 

@@ -234,7 +234,7 @@ class Worker:
             refs = [
                 self._blobs.adopt(outbox / Path(ref).name) if isinstance(ref, str) else ref for ref in data
             ]
-            event = dataclasses.replace(event, data=refs)  # type: ignore[type-var]
+            event = dataclasses.replace(event, data=refs)  # type: ignore[arg-type] # it has data
         if isinstance(event, Failure) and run.ended_by is not None:
             event, buffers = run.ended_by, []
         run.emit(event, buffers)  # type: ignore[arg-type]

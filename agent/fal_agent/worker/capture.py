@@ -58,9 +58,9 @@ class Capture:
         sys.stdout = sys.__stdout__ = CallStream(self, "stdout", 1)  # type: ignore[assignment, misc]
         sys.stderr = sys.__stderr__ = CallStream(self, "stderr", 2)  # type: ignore[assignment, misc]
         os.register_at_fork(after_in_child=_use_plain_streams)
-        threading.Thread.start = _starting_in_context(threading.Thread.start)  # type: ignore[method-assign]
+        threading.Thread.start = _starting_in_context(threading.Thread.start)  # type: ignore[assignment, method-assign]
         subprocess.Popen.__init__ = self._popen_with_own_pipes(subprocess.Popen.__init__)  # type: ignore[method-assign]
-        os.system = self._system_with_own_pipes(os.system)
+        os.system = self._system_with_own_pipes(os.system)  # type: ignore[assignment]
         threading.Thread(target=self._read_pipes, name="fal-capture", daemon=True).start()
         threading.Thread(target=self._flush_regularly, name="fal-flush", daemon=True).start()
 
@@ -253,8 +253,8 @@ class CallStream(io.TextIOBase):
         self._capture, self._stream, self._fd = capture, stream, fd
         self.buffer = _CallBuffer(self)
 
-    encoding = "utf-8"  # type: ignore[assignment]
-    errors = "replace"  # type: ignore[assignment]
+    encoding = "utf-8"
+    errors = "replace"
 
     @property
     def name(self) -> str:
@@ -323,8 +323,10 @@ def _load_libc() -> Optional[ctypes.CDLL]:
 
 def _use_plain_streams() -> None:
     """In a forked child: write to the pipes like any subprocess, never to the parent's connection."""
-    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="replace", buffering=1, closefd=False)  # noqa: SIM115
-    sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="replace", buffering=1, closefd=False)  # noqa: SIM115
+    for fd, name in ((1, "stdout"), (2, "stderr")):
+        stream = open(fd, "w", encoding="utf-8", errors="replace", buffering=1, closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
 
 
 def _starting_in_context(original: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:

@@ -1,0 +1,255 @@
+"""What a call's environment is to hold: requirements, Python, and what our own side needs.
+
+Runs in the notebook. Everything is checked here first, so that a mistake is told at once and where
+it was made; the agent checks again.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fal_agent.errors import FalServerlessError, RequirementError
+from fal_agent.requirements import canonical_name, check_line, distribution_name
+from fal_agent.wire import EnvironmentSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["Pep723", "check_python", "environment_spec", "pep723_block", "read_requirements_file"]
+
+_SHAPE = "requirements must be a list of strings or a list of lists of strings."
+
+
+@dataclass(frozen=True)
+class Pep723:
+    """The metadata block of a script, or of a cell.
+
+    Attributes:
+        dependencies: requirement lines.
+        requires_python: a version specifier such as ">=3.11"; None if it says nothing.
+    """
+
+    dependencies: tuple[str, ...] = ()
+    requires_python: str | None = None
+
+
+def environment_spec(
+    requirements: list[str] | list[list[str]] | None,
+    *,
+    python_version: str | None = None,
+    extra: Sequence[str] = (),
+    compile_bytecode: bool = False,
+    force: bool = False,
+) -> EnvironmentSpec:
+    """Say what an environment is to hold.
+
+    Args:
+        requirements: PEP 508 lines, or lists of them that are installed one after the other.
+        python_version: "X.Y"; None is the notebook's.
+        extra: what our own side needs besides cloudpickle; a requirement of the user's of the same
+            name goes before.
+        compile_bytecode: compile packages when they are installed.
+        force: build anew even if it is known.
+
+    Raises:
+        ValueError: `requirements` is of another shape.
+        RequirementError: a line is not a requirement.
+        FalServerlessError: the Python differs from the notebook's, see `check_python`.
+    """
+    layers = _layers(requirements)
+    for line in (line for layer in layers for line in layer):
+        _check(line)
+    asked = {canonical_name(distribution_name(line)) for layer in layers for line in layer}
+    ours = [line for line in (_cloudpickle(), *extra) if canonical_name(distribution_name(line)) not in asked]
+    first, *others = layers or [[]]
+    return EnvironmentSpec(
+        python=check_python(python_version),
+        layers=[[*ours, *first], *others],
+        compile_bytecode=compile_bytecode,
+        force=force,
+    )
+
+
+def check_python(python_version: str | None) -> str:
+    """Give the Python that a call's environment must have: "X.Y".
+
+    Raises:
+        FalServerlessError: `python_version` is of another minor version than the notebook's. Code is
+            pickled, and pickled code cannot be opened by another minor version.
+        ValueError: it is no version.
+    """
+    own = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if python_version is None:
+        return own
+    parts = str(python_version).split(".")
+    if len(parts) not in (2, 3) or not all(part.isdigit() for part in parts):
+        raise ValueError(f"python_version must look like {own!r}, not {python_version!r}.")
+    if parts[:2] != own.split("."):
+        raise FalServerlessError(
+            f"python_version={python_version!r} was asked for, but this notebook runs Python {own}; functions "
+            "travel as code, which only the same minor version can open. Leave python_version out, or start "
+            f"the notebook with Python {'.'.join(parts[:2])}"
+        )
+    return own
+
+
+def read_requirements_file(path: str | Path) -> list[str]:
+    """Give the requirement lines of a requirements.txt.
+
+    Comments and continued lines are understood, and `-r` files are read too.
+
+    Raises:
+        RequirementError: the file cannot be read, or a line is not a requirement.
+    """
+    return list(_file_lines(Path(path).expanduser(), ()))
+
+
+def pep723_block(source: str) -> Pep723 | None:
+    """Read the `# /// script` block of a cell; None if there is none.
+
+    Raises:
+        RequirementError: the block is not what PEP 723 says; the message names the line.
+    """
+    block = _script_block(source.splitlines())
+    if block is None:
+        return None
+    start, text = block
+    content = _toml(text, start)
+    unknown = set(content) - {"dependencies", "requires-python", "tool"}
+    dependencies, python = content.get("dependencies", []), content.get("requires-python")
+    if unknown or not _is_list_of_str(dependencies) or not isinstance(python, str | None):
+        wrong = f"unknown: {', '.join(sorted(unknown))}" if unknown else "dependencies is a list of strings"
+        raise RequirementError(f"the script block in line {start}: {wrong}")
+    for line in dependencies:
+        _check(line)
+    if python is not None:
+        _check_requires_python(python, start)
+    return Pep723(tuple(dependencies), python)
+
+
+# ---------------------------------------------------------------- checks
+
+
+def _layers(requirements: Any) -> list[list[str]]:
+    if requirements is None:
+        return []
+    if not isinstance(requirements, list):
+        raise ValueError(_SHAPE)
+    if _is_list_of_str(requirements):
+        return [list(requirements)] if requirements else []
+    if all(_is_list_of_str(layer) for layer in requirements):
+        return [list(layer) for layer in requirements if layer]
+    raise ValueError(_SHAPE)
+
+
+def _is_list_of_str(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+@functools.lru_cache(maxsize=4096)
+def _check(line: str) -> None:
+    """Refuse what is not one requirement; `packaging` knows markers and versions in full."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    check_line(line)
+    try:
+        Requirement(line)
+    except InvalidRequirement as error:
+        raise RequirementError(f"requirement {line!r}: {str(error).splitlines()[0]}") from None
+
+
+def _check_requires_python(specifier: str, start: int) -> None:
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+    own = ".".join(map(str, sys.version_info[:3]))
+    try:
+        fits = SpecifierSet(specifier).contains(own, prereleases=True)
+    except InvalidSpecifier:
+        raise RequirementError(
+            f"the script block in line {start}: requires-python {specifier!r} is none"
+        ) from None
+    if not fits:
+        raise RequirementError(
+            f"the script block in line {start} requires Python {specifier}, but this notebook runs {own}; "
+            "code travels only between equal minor versions. Change the line, or start the notebook with such a Python"
+        )
+
+
+@functools.cache
+def _cloudpickle() -> str:
+    """Our own needs of every worker: what opens what the notebook pickles, at the notebook's version."""
+    from importlib.metadata import version
+
+    return f"cloudpickle=={version('cloudpickle')}"
+
+
+# ---------------------------------------------------------------- files and blocks
+
+
+def _file_lines(path: Path, within: tuple[Path, ...]) -> Iterator[str]:
+    resolved = path.resolve()
+    if resolved in within:
+        raise RequirementError(f"{path} includes itself")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequirementError(f"the requirements file {path} cannot be read: {error}") from None
+    for number, line in _logical_lines(text):
+        flag, _, rest = line.partition(" ")
+        if flag in ("-r", "--requirement") and rest.strip():
+            yield from _file_lines(path.parent / rest.strip(), (*within, resolved))
+            continue
+        try:
+            _check(line)
+        except RequirementError as error:
+            raise RequirementError(f"{path}, line {number}: {error.message}") from None
+        yield line
+
+
+def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Lines without comments, continued ones joined, with the number of their first."""
+    joined, start = "", 0
+    for number, raw in enumerate(text.splitlines(), start=1):
+        line = "" if raw.lstrip().startswith("#") else raw.split(" #")[0].rstrip()
+        start = start or number
+        if line.endswith("\\"):
+            joined += line[:-1] + " "
+            continue
+        if (joined + line).strip():
+            yield start, (joined + line).strip()
+        joined, start = "", 0
+    if joined.strip():
+        yield start, joined.strip()
+
+
+def _script_block(lines: list[str]) -> tuple[int, str] | None:
+    """The line where the block starts, counted from 1, and its TOML."""
+    starts = [index for index, line in enumerate(lines) if line.rstrip() == "# /// script"]
+    if not starts:
+        return None
+    if len(starts) > 1:
+        raise RequirementError(f"a second script block starts in line {starts[1] + 1}; a cell may have one")
+    body: list[str] = []
+    for index in range(starts[0] + 1, len(lines)):
+        line = lines[index].rstrip()
+        if line == "# ///":
+            return starts[0] + 1, "\n".join(body)
+        if line != "#" and not line.startswith("# "):
+            raise RequirementError(
+                f"the script block is broken in line {index + 1}: each line of it starts with '# '"
+            )
+        body.append(line[2:])
+    raise RequirementError(f"the script block that starts in line {starts[0] + 1} has no end: '# ///'")
+
+
+def _toml(text: str, start: int) -> dict[str, Any]:
+    toml: Any = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    try:
+        return dict(toml.loads(text))
+    except toml.TOMLDecodeError as error:
+        raise RequirementError(f"the script block in line {start} is not TOML: {error}") from None
