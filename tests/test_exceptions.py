@@ -104,9 +104,6 @@ def test_the_names_of_fal_api_are_there() -> None:
 
 @pytest.mark.parametrize("name", api.__all__)
 def test_every_name_of_fal_api_can_be_had(name: str) -> None:
-    if name in api._ELSEWHERE:
-        pytest.importorskip(api._ELSEWHERE[name][0])
-
     assert getattr(api, name) is not None
     assert name in dir(api)
 
