@@ -91,9 +91,9 @@ def check_python(python_version: str | None) -> str:
         raise ValueError(f"python_version must look like {own!r}, not {python_version!r}.")
     if parts[:2] != own.split("."):
         raise FalServerlessError(
-            f"python_version={python_version!r} was asked for, but this notebook runs Python {own}; functions "
-            "travel as code, which only the same minor version can open. Leave python_version out, or start "
-            f"the notebook with Python {'.'.join(parts[:2])}"
+            f"python_version={python_version!r} was asked for, but this notebook runs Python {own}; "
+            "functions travel as code, which only the same minor version can open. Leave python_version out, "
+            f"or start the notebook with Python {'.'.join(parts[:2])}"
         )
     return own
 
@@ -176,7 +176,8 @@ def _check_requires_python(specifier: str, start: int) -> None:
     if not fits:
         raise RequirementError(
             f"the script block in line {start} requires Python {specifier}, but this notebook runs {own}; "
-            "code travels only between equal minor versions. Change the line, or start the notebook with such a Python"
+            "code travels only between equal minor versions. Change the line, or start the notebook with "
+            "such a Python"
         )
 
 

@@ -175,7 +175,7 @@ class _Agent:
                 key,
                 functions=self._functions,
                 blobs=self._blobs,
-                on_ready=lambda _worker: self._pool.serve_all(),
+                on_ready=lambda worker: self._pool.worker_ready(worker),  # noqa: PLW0108
                 on_release=lambda worker, run: self._pool.release(worker, run),  # noqa: PLW0108 - the pool is made later
                 on_gone=lambda worker: self._pool.worker_gone(worker),  # noqa: PLW0108
             )

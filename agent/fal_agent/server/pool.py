@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 import uuid
 from collections import deque
@@ -33,6 +34,7 @@ _SESSION_IDLE = (
     2 * 3600.0
 )  # seconds that a session outlives its last use when no notebook of its is connected
 _STARTUP_TIMEOUT = 60.0  # seconds from starting a process to its first word, unless the call says otherwise
+_SPARE_LIMIT = 64  # workers of one kind that are started ahead of their calls
 _TELL_AFTER = 0.5  # seconds that a run waits before it is told why
 
 
@@ -124,6 +126,7 @@ class Pool:
             if not run.is_finished:
                 self._running[run.call.scale_key] = self._running.get(run.call.scale_key, 0) + 1
                 worker.execute(run)
+                self._keep_spare(run, queue[0])
         if not waiting:
             self._queues.pop(queue, None)
         elif not waiting[0].told_to_wait:
@@ -192,6 +195,20 @@ class Pool:
         occupied = sum(1 for worker in self.workers if worker.is_busy or not worker.is_ready)
         return occupied < self._slots
 
+    def _keep_spare(self, run: Run, key: WorkerKey) -> None:
+        """Start one more worker if `min_concurrency` or a buffer of the function asks for it."""
+        scaling = run.call.scaling
+        if not (scaling.min_concurrency or scaling.concurrency_buffer or scaling.concurrency_buffer_perc):
+            return
+        load = self._running.get(run.call.scale_key, 0)
+        spare = max(scaling.concurrency_buffer, math.ceil(load * scaling.concurrency_buffer_perc / 100))
+        wanted = max(scaling.min_concurrency, math.ceil(load / max(1, scaling.max_multiplexing)) + spare)
+        if scaling.max_concurrency is not None:
+            wanted = min(wanted, scaling.max_concurrency)
+        there = sum(1 for worker in self.workers if worker.key == key and not worker.is_ending)
+        if there < min(wanted, _SPARE_LIMIT):
+            self._start(run, key)
+
     def _start(self, run: Run, key: WorkerKey) -> None:
         worker = self._make_worker(key)
         worker.keep_alive = run.call.scaling.keep_alive
@@ -243,6 +260,12 @@ class Pool:
         if idle:
             min(idle, key=lambda item: item.idle_since).end()
         asyncio.get_running_loop().call_later(2.0, self.serve_all)
+
+    def worker_ready(self, worker: Worker) -> None:
+        """A worker can take runs."""
+        self.serve_all()
+        for run in [run for item in self.workers if item.key == worker.key for run in item.runs.values()][:1]:
+            self._keep_spare(run, worker.key)
 
     def worker_gone(self, worker: Worker) -> None:
         """A worker has ended; its runs have been told."""
