@@ -7,6 +7,7 @@ server may send ahead is bounded by the window, so memory is too.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import threading
 from collections import deque
@@ -154,7 +155,9 @@ class Stream:
             self._incoming.clear()
             self._changed.notify_all()
         if say:
-            self._outlet.post(struct.pack("!BI", CLOSE, self._remote), self, last=True)
+            # Where the connection breaks just now there is nobody left to tell.
+            with contextlib.suppress(OSError):
+                self._outlet.post(struct.pack("!BI", CLOSE, self._remote), self, last=True)
 
     def end_input(self) -> None:
         """Tell the server that no more bytes will come from here."""
