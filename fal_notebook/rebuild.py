@@ -171,25 +171,40 @@ def make_traceback(
 
 
 def _step(frame: dict[str, Any]) -> types.TracebackType:
-    """Make one step of a traceback: raise at that very place of a file of that name."""
-    line = max(int(frame["lineno"]), 1)
-    where = {
-        "lineno": line,
-        "end_lineno": frame.get("end_lineno") or line,
-        "col_offset": frame.get("colno") or 0,
-        "end_col_offset": frame.get("end_colno") or 0,
-    }
-    module = ast.Module([ast.Raise(ast.Name("error", ast.Load(), **where), None, **where)], [])
-    code = compile(module, frame["filename"], "exec").replace(co_name=frame["name"])
-    if sys.version_info >= (3, 11):
-        code = code.replace(co_qualname=frame["name"])
+    """Make one step of a traceback: raise at that very place of a file of that name.
+
+    The code that raises begins where the real function does, because IPython shows lines from there.
+    """
+    function = types.FunctionType(_raising_code(frame), {"error": _Marker, "__name__": "<remote>"})
     try:
-        exec(code, {"error": _Marker, "__name__": "<remote>", "__file__": frame["filename"]})  # noqa: S102 - our own `raise`
+        function()
     except _Marker as marker:
         own = marker.__traceback__
     step = own.tb_next if own is not None else None
     assert step is not None
     return step
+
+
+def _raising_code(frame: dict[str, Any]) -> types.CodeType:
+    line = max(int(frame["lineno"]), 1)
+    begin = min(max(int(frame.get("firstlineno") or 1), frame["around"][0] if "around" in frame else 1), line)
+    here = {
+        "lineno": line,
+        "end_lineno": max(int(frame.get("end_lineno") or line), line),
+        "col_offset": frame.get("colno") or 0,
+        "end_col_offset": frame.get("end_colno") or 0,
+    }
+    there = {"lineno": begin, "end_lineno": here["end_lineno"], "col_offset": 0, "end_col_offset": 0}
+    (definition,) = ast.parse("def function(): pass").body
+    assert isinstance(definition, ast.FunctionDef)
+    definition.body = [ast.Raise(ast.Name("error", ast.Load(), **here), None, **here)]
+    for name, value in there.items():
+        setattr(definition, name, value)
+    module = compile(ast.Module([definition], []), frame["filename"], "exec")
+    code: types.CodeType = next(item for item in module.co_consts if isinstance(item, types.CodeType))
+    if sys.version_info >= (3, 11):
+        code = code.replace(co_qualname=frame["name"])
+    return code.replace(co_name=frame["name"])
 
 
 class _Marker(Exception):  # noqa: N818 - never seen

@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import traceback
-import types
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ from fal_agent.wire import Failure
 from fal_notebook.rebuild import exception_from, make_traceback, reraise
 
 
-def run_cell(source: str, filename: str = "<cell 3>") -> BaseException:
+def run_cell(source: str, filename: str = "<cell 3>", **names: Any) -> BaseException:
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     try:
-        exec(compile(source, filename, "exec"), vars(types.ModuleType("cell_module")))
+        exec(compile(source, filename, "exec"), {"__name__": "cell_module", **names})
     except BaseException as error:
         return error
     raise AssertionError("nothing was raised")
@@ -219,17 +218,64 @@ def test_raising_again_does_not_lengthen_the_traceback() -> None:
     assert len(set(lengths)) == 1
 
 
-def test_ipython_shows_the_remote_lines() -> None:
+LONG_CELL = """import math
+import json
+from pathlib import Path
+
+K = 2
+class Point:
+    def __init__(self, x): self.x = x
+
+def ratio(p):
+    # a comment
+    return K / p.x
+
+def score(p):
+    values = [1, 2]
+    return [ratio(p) for value in values]
+
+score(Point(0))
+"""
+
+
+@pytest.mark.parametrize("name", ["<session cell 4>", "/tmp/ipykernel_1/1234.py", "/srv/app/scoring.py"])
+def test_ipython_shows_the_remote_lines(name: str) -> None:
     """Its traceback reads bytecode and sources more closely than Python's own."""
+    original = run_cell(LONG_CELL, name)
+    expected = [line for line in in_ipython(original) if "def run_cell" not in line and "exec(" not in line]
+
+    shown = in_ipython(travelled(original))
+
+    assert "---> 17 score(Point(0))" in shown
+    assert "---> 11     return K / p.x" in shown
+    assert source_lines(shown) == source_lines(expected)[-len(source_lines(shown)) :]
+
+
+def source_lines(shown: list[str]) -> list[str]:
+    return [line for line in shown if re.match(r"(-+> | +)\d+ ", line)]
+
+
+def test_ipython_shows_lines_of_libraries_that_only_the_host_has() -> None:
+    """There the file is known around the place alone."""
+    source = "\n" * 300 + "def load(path):\n    size = 0\n    return 1 / size\n" + "\n" * 20
+    name = "/opt/host/site-packages/library.py"
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    space: dict[str, Any] = {}
+    exec(compile(source, name, "exec"), space)
+    kind, message, detail, parts = failures.describe(run_cell("load('x')", "<cell 99>", load=space["load"]))
+    del linecache.cache[name]
+
+    error = exception_from(Failure("r", kind, message, detail=detail), parts, "gpu-box")
+
+    assert "--> 303     return 1 / size" in in_ipython(error)
+    assert "    return 1 / size" in "".join(traceback.format_exception(error)).splitlines()
+
+
+def in_ipython(error: BaseException) -> list[str]:
+    """The lines of IPython's traceback, without colours."""
     ultratb = pytest.importorskip("IPython.core.ultratb")
-    error = travelled(run_cell("def ratio(a, b):\n    return a / b\n\nratio(1, 0)\n", "<remote cell>"))
-
     coloured = ultratb.VerboseTB().text(type(error), error, error.__traceback__)
-    text = re.sub(r"\x1b\[[0-9;]*m", "", coloured)
-
-    assert "return a / b" in text
-    assert "ratio(1, 0)" in text
-    assert "ZeroDivisionError" in text
+    return re.sub(r"\x1b\[[0-9;]*m", "", coloured).splitlines()
 
 
 # ---------------------------------------------------------------- other failures

@@ -25,6 +25,7 @@ __all__ = ["Sources", "format_frames", "is_library", "is_opening", "user_frames"
 _MAX_FRAMES = 64  # of one error; what is in the middle is left out
 _MAX_SOURCE = 256 << 10  # characters of one file, and of all files of one failure
 _AROUND = 4  # lines before and after, where the whole file does not travel
+_MAX_FUNCTION = 200  # lines above, up to which they begin with the function
 
 _OURS = str(Path(__file__).parent)
 _OURS_TOO = str(Path(_OURS).with_name("fal_notebook"))
@@ -66,10 +67,10 @@ def user_frames(error: BaseException, sources: Sources, hide: Sequence[str]) -> 
         hide: folders whose frames are left out, besides our own.
 
     Returns:
-        For each frame "filename", "lineno", "name", "line" (its source line, or None), "end_lineno",
-        "colno" and "end_colno" (or None), and "around" ([number of the first line, text]) where the
-        file itself does not travel. A frame after which others were left out has "skipped", their
-        number.
+        For each frame "filename", "lineno", "firstlineno" (of its function), "name", "line" (its
+        source line, or None), "end_lineno", "colno" and "end_colno" (or None), and "around" ([number
+        of the first line, text]) where the file itself does not travel. A frame after which others
+        were left out has "skipped", their number.
     """
     steps = list(_walk(error.__traceback__, _ours(hide)))
     skipped = len(steps) - _MAX_FRAMES
@@ -140,6 +141,7 @@ def _describe(step: types.TracebackType, sources: Sources) -> dict[str, Any]:
     described = {
         "filename": filename,
         "lineno": lineno,
+        "firstlineno": min(code.co_firstlineno, lineno),
         "name": code.co_name,
         "line": line or None,
         "end_lineno": end_lineno,
@@ -147,7 +149,8 @@ def _describe(step: types.TracebackType, sources: Sources) -> dict[str, Any]:
         "end_colno": end_colno,
     }
     if line and not sources.add(filename, frame.f_globals):
-        first = max(1, lineno - _AROUND)
+        begin = described["firstlineno"]
+        first = begin if lineno - begin <= _MAX_FUNCTION else lineno - _AROUND
         around = linecache.getlines(filename, frame.f_globals)[first - 1 : lineno + _AROUND]
         described["around"] = [first, "".join(text[:400] for text in around)]
     return described
