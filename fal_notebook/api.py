@@ -20,7 +20,6 @@ from fal_notebook.options import FAL_KEEP_ALIVE, FunctionOptions, Options
 
 if TYPE_CHECKING:
     from fal_agent.runtime.cached import cached
-
     from fal_notebook.functions import Function as IsolatedFunction
     from fal_notebook.functions import function
     from fal_notebook.hosts.local import LocalHost
