@@ -40,6 +40,8 @@ def exception_from(failure: Failure, parts: Sequence[Buffer], host_name: str) ->
         `UserFunctionException` caused by a class of the same name where the error's class cannot be
         had here; an error of `fal_agent.errors` for the other kinds.
     """
+    if failure.kind == "interrupted" and not parts:
+        return KeyboardInterrupt()  # before any of the user's code ran
     if failure.kind in ("user", "interrupted"):
         return _user_error(failure, parts, host_name)
     make = _KINDS.get(failure.kind, _general)
@@ -268,10 +270,10 @@ def _distribution(module: str) -> str:
 
 def _missing(failure: Failure, host_name: str) -> BaseException:
     module = str(failure.detail.get("module", "?"))
-    names = [str(name) for name in failure.detail.get("names", ())]
+    names = [str(name) for name in failure.detail.get("names", ()) if not str(name).startswith("_")]
     used = f" (used: {', '.join(names)})" if names else ""
     return errors.FalMissingDependencyError(
-        f"the call could not be opened on {host_name!r}: module {module!r} is missing there{used}. "
+        f"the call could not be opened on {host_name!r}: module {module!r} is missing there{used}; "
         f"{missing_advice(module, host_name)}"
     )
 

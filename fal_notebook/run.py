@@ -45,6 +45,7 @@ class Run(Future[Any]):
         self._decode, self._on_event = decode, on_event
         self._execution: Execution | None = None
         self._opening = threading.RLock()
+        self._cancelling = threading.RLock()
         self._opened: tuple[Any, BaseException | None] | None = None
         self._has_items = False
 
@@ -72,11 +73,15 @@ class Run(Future[Any]):
 
     def cancel(self) -> bool:
         """Take the call out of the queue, or stop it; False if it has ended already."""
-        if self.done():
-            return False
+        with self._cancelling:
+            if self.cancelled():
+                return True
+            if not super().cancel():
+                return False
+            self.set_running_or_notify_cancel()  # or `concurrent.futures.wait` would not see it
         if self._execution is not None:
             self._execution.cancel()
-        return super().cancel()
+        return True
 
     def __await__(self) -> Generator[Any, None, Any]:
         return asyncio.wrap_future(self).__await__()
