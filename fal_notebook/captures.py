@@ -69,7 +69,7 @@ class Plan:
         self._seen: set[int] = set()
         self._open_modules: list[types.ModuleType] = []
         for function in functions:
-            self._is_fixed(function)
+            self._note(function)
         self._visit_modules()
         del self._seen, self._open_modules
 
