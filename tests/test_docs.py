@@ -90,12 +90,12 @@ def test_the_readme_uses_only_public_names() -> None:
 
 
 def test_the_readme_names_every_option_of_the_cell_magic() -> None:
-    """Read from the help that `%%fal?` shows, so that an option cannot be added silently."""
-    from fal_notebook.magics.cell import FalCellMagics
+    from fal_notebook.magics.options import cell_parser
 
-    named = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", README))
+    named = set(re.findall(r"`(--?[a-z][a-z-]*)", README))
+    spellings = [set(action.option_strings) for action in cell_parser()._actions]
 
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", FalCellMagics.fal.__doc__)) <= named
+    assert [options for options in spellings if not options & named] == []
 
 
 @pytest.mark.parametrize("command", ["doctor", "hosts", "envs", "status", "stop"])

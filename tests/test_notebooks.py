@@ -5,10 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nbformat
 import pytest
+from support.sshd import start_sshd
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -46,10 +50,40 @@ def test_one_name_decides_where_a_notebook_runs(path: Path) -> None:
     assert "fal.connect(HOST)" in code
 
 
+@pytest.fixture(scope="module")
+def gpu_box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A real OpenSSH server with an unprivileged user behind it, known to kernels as `gpu-box`."""
+    server = start_sshd(tmp_path_factory.mktemp("sshd"), name="gpu-box")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAL_SSH_CONFIG", str(server.config_path))
+        yield
+    server.stop()
+
+
 def test_the_quickstart_runs_on_this_machine(tmp_path: Path) -> None:
     notebook = execute(ROOT / "notebooks" / "quickstart.ipynb", tmp_path / "quickstart.ipynb")
 
     check_quickstart(notebook, tmp_path / "quickstart.ipynb")
+
+
+def test_the_quickstart_runs_on_an_ssh_host_by_changing_one_name(tmp_path: Path, gpu_box: None) -> None:
+    notebook = execute(
+        ROOT / "notebooks" / "quickstart.ipynb", tmp_path / "quickstart.ipynb", replace={"HOST": "gpu-box"}
+    )
+
+    check_quickstart(notebook, tmp_path / "quickstart.ipynb")
+
+
+def test_the_notebook_about_ssh_runs_on_an_ssh_host(tmp_path: Path, gpu_box: None) -> None:
+    notebook = execute(ROOT / "notebooks" / "ssh_host.ipynb", tmp_path / "ssh_host.ipynb")
+
+    text = text_of(notebook)
+    done = {section.title: section for section in sections(notebook)}
+    assert "falremote on" in text
+    assert text.count("(loading the model)") == 2  # once there, once here
+    assert done["Data goes along"].figures == 1
+    assert "[1.0, 1.0]" in text
+    assert "('de', 1.0)" in text or "('de', 0.9" in text
 
 
 def check_quickstart(notebook: Any, written: Path) -> None:
