@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
 from dataclasses import dataclass
 from keyword import iskeyword
 from typing import TYPE_CHECKING
@@ -40,6 +41,7 @@ _TEXT_MAGICS = frozenset(
     }
     | {"writefile", "file", "perl", "ruby", "pypy", "python2", "cmd", "cython", "R", "sql", "fal"}
 )
+_TRANSPARENT = frozenset({"time", "capture"})  # cell magics whose body runs once, in the cell's namespace
 _OPTIONS = re.compile(r"(?:-{1,2}[A-Za-z][\w-]*(?:[ =]?\d+)?\s+)*")
 _ASSIGNED = re.compile(r"(?P<target>[^\W\d][^=#'\"]*?)\s*=\s*(?P<escaped>[%!].*)", re.DOTALL)
 _HELP = re.compile(r"(?:\?{1,2}\s*(?P<before>[%\w.*]+)|(?P<after>(?!\d)[%\w*]+(?:\.\w+)*)\?{1,2})\s*;?")
@@ -58,6 +60,7 @@ class CellNames:
         optional: those of `reads` that it needs only in some cases: read in a function's body, or
             after a branch, while the cell may bind them itself.
         binds: names that it may make or change at its top level.
+        assured: those of `binds` that it is certain to bind if it runs to its end.
         deletes: names that it may delete.
         imports: modules that it imports, with their full names.
         magics: names of its line magics, "!" for shell lines, "?" for help.
@@ -67,6 +70,7 @@ class CellNames:
     reads: frozenset[str] = frozenset()
     optional: frozenset[str] = frozenset()
     binds: frozenset[str] = frozenset()
+    assured: frozenset[str] = frozenset()
     deletes: frozenset[str] = frozenset()
     imports: frozenset[str] = frozenset()
     magics: tuple[str, ...] = ()
@@ -84,13 +88,16 @@ def analyse(code: str) -> CellNames:
     """
     cell_magics: list[str] = []
     magics: list[str] = []
-    body = _without_cell_magics(code, cell_magics)
-    python = "".join(_python_lines(_undented(body), magics))
-    names = names_of(python)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # whoever compiles the cell to run it warns
+        body = _without_cell_magics(code, cell_magics)
+        python = "".join(_python_lines(_undented(body), magics))
+        names = names_of(python)
     return CellNames(
         reads=frozenset(names.reads),
         optional=frozenset(((names.uncertain | names.deferred) - names.certain) & names.binds),
         binds=frozenset(names.binds),
+        assured=frozenset(names.assured if _TRANSPARENT.issuperset(cell_magics) else ()),
         deletes=frozenset(names.deletes),
         imports=frozenset(names.imports),
         magics=tuple(magics),

@@ -31,6 +31,7 @@ class Names:
         uncertain: read where the code may or may not have bound them.
         deferred: read in bodies of functions, not certain to be bound when the function is made.
         binds: bound at the top level, in some case.
+        assured: bound at the top level whenever the code runs to its end.
         deletes: deleted at the top level, in some case.
         imports: modules imported anywhere, by full name.
     """
@@ -39,6 +40,7 @@ class Names:
     uncertain: set[str] = field(default_factory=set)
     deferred: set[str] = field(default_factory=set)
     binds: set[str] = field(default_factory=set)
+    assured: set[str] = field(default_factory=set)
     deletes: set[str] = field(default_factory=set)
     imports: set[str] = field(default_factory=set)
 
@@ -59,6 +61,7 @@ def names_of(python: str, filename: str = "<cell>") -> Names:
     flow = _Flow(Names(), _function_tables(symtable.symtable(python, filename, "exec")))
     flow.annotations_wait = sys.version_info >= (3, 14) or _imports_annotations(tree)
     flow.visit(tree)
+    flow.names.assured = flow.definite
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             flow.names.imports.update(alias.name for alias in node.names)

@@ -47,7 +47,6 @@ class Notebook:
         message: dict[str, Any] = {
             "code": code, "filename": "<cell 1>", "first_line": 1, "source": code, "names": names, "held": {},
             "aliases": {}, "deleted": [], "binds": [], "returns": True, "wanted": [], "limit": 1 << 20,
-            "epoch": None,
         }  # fmt: skip
         call = self._call()
         token = CURRENT_CALL.set(call)
@@ -114,10 +113,9 @@ def test_sessions_share_nothing_and_each_has_its_shell(notebook: Notebook) -> No
 
 
 def test_a_fresh_session_has_forgotten_everything(notebook: Notebook) -> None:
-    first, _ = notebook.run("x = 1")
-    second, _ = notebook.run("'x' in globals()", fresh=True)
+    notebook.run("x = 1")
+    notebook.run("'x' in globals()", fresh=True)
     assert notebook.texts("result") == ["False"]
-    assert first["epoch"] != second["epoch"]
 
 
 def test_names_bound_by_magics_and_exec_come_back_too(notebook: Notebook) -> None:
@@ -246,7 +244,7 @@ def _refuse() -> None:
 def test_what_the_session_holds_need_not_travel(notebook: Notebook) -> None:
     first, _ = notebook.run("x.append(1)", values={"x": []})
     version = first["versions"]["x"]
-    _, values = notebook.run("y = x", held={"x": version}, epoch=first["epoch"])
+    _, values = notebook.run("y = x", held={"x": version})
     assert values == {"y": [1]}
 
 
@@ -255,7 +253,7 @@ def test_a_cell_does_not_run_on_names_that_changed_meanwhile(notebook: Notebook,
     """Another notebook may share the session."""
     first, _ = notebook.run("", values={"x": 1})
     notebook.run(change)
-    reply, values = notebook.run("ran = x", held={"x": first["versions"]["x"]}, epoch=first["epoch"])
+    reply, values = notebook.run("ran = x", held={"x": first["versions"]["x"]})
     assert reply["stale"] == ["x"]
     assert values == {}
     assert notebook.run("'ran' in globals()")[0]["stale"] == []
@@ -265,30 +263,29 @@ def test_a_cell_does_not_run_on_names_that_changed_meanwhile(notebook: Notebook,
 def test_a_session_that_was_started_anew_says_so(notebook: Notebook) -> None:
     first, _ = notebook.run("x = 1")
     held = {"x": first["versions"]["x"]}
-    assert notebook.run("x", held=held, epoch=first["epoch"], fresh=True)[0]["stale"] == ["x"]
-    assert notebook.run("x", held=held, epoch="other")[0]["stale"] == ["x"]
+    assert notebook.run("x", held=held, fresh=True)[0]["stale"] == ["x"]
+    notebook.run("x = 1")
+    assert notebook.run("x", held=held)[0]["stale"] == ["x"]
 
 
 def test_a_failed_cells_names_are_taken_in_whatever_version(notebook: Notebook) -> None:
-    first, _ = notebook.run("x = 1")
+    notebook.run("x = 1")
     with pytest.raises(ZeroDivisionError):
         notebook.run("x = 2; 1/0")
-    _, values = notebook.run("y = x", held={"x": "*"}, wanted=["x"], epoch=first["epoch"])
+    _, values = notebook.run("y = x", held={"x": "*"}, wanted=["x"])
     assert values == {"y": 2, "x": 2}
 
 
 def test_what_came_along_is_not_opened_again_where_it_is_held(notebook: Notebook) -> None:
     first, _ = notebook.run("x.append(1)", values={"x": []})
     version = first["versions"]["x"]
-    _, values = notebook.run("y = x", values={"x": []}, held={"x": version}, epoch=first["epoch"])
+    _, values = notebook.run("y = x", values={"x": []}, held={"x": version})
     assert values == {"y": [1]}
 
 
 def test_an_alias_is_the_same_object(notebook: Notebook) -> None:
     first, _ = notebook.run("x = [1]")
-    _, values = notebook.run(
-        "same = y is x", aliases={"y": ["x", first["versions"]["x"]]}, epoch=first["epoch"]
-    )
+    _, values = notebook.run("same = y is x", aliases={"y": ["x", first["versions"]["x"]]})
     assert values == {"same": True}
 
 

@@ -2,7 +2,7 @@
 
 Runs in a worker. What a cell needs and leaves travels as names; each has a version, so that both
 ends know whether they mean the same value without sending it. The version of a value that came along
-is the notebook's; a name that a cell bound gets one made here.
+is the notebook's digest of it; a name that a cell bound gets one that is used only once.
 
 A cell's request is a dict:
 
@@ -18,12 +18,10 @@ A cell's request is a dict:
     returns     bool    bring back what the cell binds
     wanted      list    names whose values are to come back in any case
     limit       int     bytes; a larger value stays, and is described
-    epoch       str     of the session that `held` and `aliases` speak of
 
 Its reply is a dict, with the pickles of values in a list of buffers beside it:
 
     stale       list    names of `held` and `aliases` that are not so; the cell did not run then
-    epoch       str     of this session; another after it was started anew
     names       dict    name -> [start, stop], slices of the list of buffers
     types       dict    name -> type of each name that comes back, for when it cannot be opened there
     handles     dict    name -> what `describe_value` says, of each that stays
@@ -96,7 +94,6 @@ class Sessions:
 class _Reply:
     """What goes back to the notebook."""
 
-    epoch: str
     stale: list[str] = field(default_factory=list)
     names: dict[str, list[int]] = field(default_factory=dict)
     types: dict[str, str] = field(default_factory=dict)
@@ -111,19 +108,17 @@ class _Session:
     """One namespace, with the shell that runs cells in it."""
 
     def __init__(self) -> None:
-        self.epoch = uuid.uuid4().hex[:16]
         self._shell = _make_shell()
         self._namespace: dict[str, Any] = self._shell.user_ns
         self._own = set(self._namespace)  # IPython's
         self._versions: dict[str, str] = {}
-        self._count = 0
         self._folder: Optional[str] = None
 
     def run(
         self, request: dict[str, Any], parts: Sequence[Buffer], call: CallContext
     ) -> tuple[dict[str, Any], list[Buffer]]:
         """Run a cell; see `Sessions.run`."""
-        reply = _Reply(self.epoch)
+        reply = _Reply()
         reply.stale = self._untrue(request)
         if reply.stale:
             return vars(reply), []
@@ -140,13 +135,12 @@ class _Session:
 
     def _untrue(self, request: dict[str, Any]) -> list[str]:
         """Names that the notebook takes to be here in a version that is not, and did not send."""
-        is_known = request["epoch"] == self.epoch
         held = [(name, name, version) for name, version in request["held"].items()]
         aliases = [(name, target, version) for name, (target, version) in request["aliases"].items()]
         return [
             name
             for name, target, version in (*held, *aliases)
-            if name not in request["names"] and not (is_known and self._has(target, version))
+            if name not in request["names"] and not self._has(target, version)
         ]
 
     def _has(self, name: str, version: str) -> bool:
@@ -154,12 +148,11 @@ class _Session:
 
     def _take(self, request: dict[str, Any], parts: Sequence[Buffer]) -> set[str]:
         """Put what came along into the namespace; nothing of it if a value cannot be opened."""
-        is_known = request["epoch"] == self.epoch
         aliases = request["aliases"]
         values = {name: self._namespace[target] for name, (target, _) in aliases.items()}
         versions = {name: self._versions.get(target, version) for name, (target, version) in aliases.items()}
         for name, (start, stop, version) in request["names"].items():
-            if not (is_known and self._has(name, request["held"].get(name, version))):
+            if not self._has(name, request["held"].get(name, version)):
                 values[name], versions[name] = _open(name, parts[start:stop]), version
         for name in request["deleted"]:
             if name not in self._own:
@@ -184,8 +177,7 @@ class _Session:
         }
         if error is None:  # a name may have got the very value that it had
             bound |= {name for name in request["binds"] if name in self._namespace}
-        self._count += 1
-        self._versions.update(dict.fromkeys(bound, f"cell-{self._count}"))
+        self._versions.update(dict.fromkeys(bound, uuid.uuid4().hex))
         reply.deleted = sorted(set(before) - set(self._namespace))
         for name in reply.deleted:
             self._versions.pop(name, None)
