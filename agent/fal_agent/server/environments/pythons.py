@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from fal_agent.server.environments.command import Supervision
 
-__all__ = ["Interpreter", "find_interpreter"]
+__all__ = ["Interpreter", "find_interpreter", "is_still_there"]
 
 _ASK = "import sys; print(sys.implementation.name, '%d.%d.%d' % sys.version_info[:3])"
 _TIMEOUT = 20.0  # seconds for an interpreter to say its version
@@ -66,6 +66,11 @@ def find_interpreter(
     if version is None or not _is(version, wanted):
         raise EnvironmentBuildError(f"the interpreter {found} that uv found is not a working Python {wanted}")
     return Interpreter(found, version)
+
+
+def is_still_there(path: str, version: str) -> bool:
+    """Whether an interpreter is still the one it was: an upgrade of the system may replace it."""
+    return Path(path).exists() and _version_of(Path(path)) == version
 
 
 def _preferred() -> Iterator[Path]:

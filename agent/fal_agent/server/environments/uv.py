@@ -12,6 +12,7 @@ import contextlib
 import os
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
@@ -20,7 +21,7 @@ from fal_agent.server.environments.command import Completed, Supervision, run_co
 from fal_agent.server.environments.disk import existing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["Uv", "UvError"]
 
@@ -31,8 +32,12 @@ _DROPPED = re.compile(
     r"COMPILE_BYTECODE|REQUIRE_HASHES|NO_DEPS|CUSTOM_COMPILE_COMMAND|NO_BUILD_ISOLATION|REINSTALL\w*)|"
     r"FORCE_COLOR|CLICOLOR_FORCE"
 )
-_NOISE = re.compile(r"Using (?:C?Python|.*interpreter).*|Creating virtual environment.*|Activate with:.*")
-_LINK_WARNING = re.compile(r"warning: Failed to (?:hard)?link files; falling back to full copy\b.*")
+_NOISE = re.compile(  # says nothing to who asked for packages
+    r"Using (?:C?Python|.*interpreter)|Creating virtual environment|Activate with:|"
+    r"warning: Failed to (?:hard)?link files; falling back to full copy"
+)
+_RESOLVED = re.compile(r"Resolved \d+ packages? in ")  # of pins
+_ANYTHING = re.compile("")
 _CERTIFICATE = re.compile(r"invalid peer certificate|UnknownIssuer|certificate verify failed", re.IGNORECASE)
 
 
@@ -134,7 +139,7 @@ class Uv:
         compile_bytecode: bool = False,
         isolated: bool = True,
         offline: bool = False,
-        refresh: bool = False,
+        refresh: Sequence[str] = (),
     ) -> None:
         """Install exactly these packages, and nothing that they depend on, into an environment.
 
@@ -145,7 +150,7 @@ class Uv:
             compile_bytecode: compile every module now rather than at its first import.
             isolated: False lets builds import what is installed there already.
             offline: use only what is cached.
-            refresh: look again for what is cached.
+            refresh: distributions that are taken anew even if they are cached.
 
         Raises:
             UvError: one of them cannot be had or built, or there is no room.
@@ -157,10 +162,12 @@ class Uv:
             (compile_bytecode, "--compile-bytecode"),
             (not isolated, "--no-build-isolation"),
             (offline, "--offline"),
-            (refresh, "--refresh"),
         ):
             arguments += [option] if chosen else []
-        self._run(arguments, supervision, stdin="\n".join(pins) + "\n", timeout=_INSTALL)
+        for name in refresh:
+            arguments += ["--refresh-package", name]
+        heard = _without(_RESOLVED, supervision)
+        self._run(arguments, heard, stdin="\n".join(pins) + "\n", timeout=_INSTALL)
 
     def python_find(self, version: str, *, supervision: Supervision) -> Optional[Path]:
         """Find an interpreter of a minor version on this host; None if there is none.
@@ -169,8 +176,8 @@ class Uv:
             version: "X.Y".
             supervision: who listens and may end it.
         """
-        silent = Supervision(lambda _line: None, supervision.cancelled, supervision.keep_open)
         arguments = ["python", "find", f"cpython@{version}"]
+        silent = _without(_ANYTHING, supervision)
         try:
             done = self._run(arguments, silent, timeout=_QUICK, path=_path_of_pythons(version))
         except UvError:  # that is how it says that there is none
@@ -192,7 +199,8 @@ class Uv:
             UvError: it cannot tell.
         """
         arguments = ["python", "list", "--only-installed", "--offline"]
-        done = self._run(arguments, supervision, timeout=_QUICK, path=_path_of_pythons(""))
+        silent = _without(_ANYTHING, supervision)
+        done = self._run(arguments, silent, timeout=_QUICK, path=_path_of_pythons(""))
         found: dict[str, str] = {}
         for line in done.output.splitlines():
             match = re.match(r"cpython-(\d+\.\d+\.\d+)\S*\s+(\S+)", line)
@@ -240,7 +248,7 @@ class Uv:
         stdin: str = "",
         path: Optional[str] = None,
     ) -> Completed:
-        heard = Supervision(_without_noise(supervision), supervision.cancelled, supervision.keep_open)
+        heard = _without(_NOISE, supervision)
         done = self._once(arguments, heard, timeout=timeout, stdin=stdin, path=path)
         if done.status != 0 and not self._system_certificates and _CERTIFICATE.search(done.log):
             self._system_certificates = True  # the network's own authority, which only the system knows
@@ -318,17 +326,17 @@ def _numbers(name: str) -> list[int]:
     return [int(part) for part in name.split(".")] if re.fullmatch(r"\d+(\.\d+)*", name) else []
 
 
-def _without_noise(supervision: Supervision) -> Callable[[str], None]:
-    """Hand on uv's lines but those that say nothing to who asked for packages."""
-    in_warning = False
+def _without(noise: re.Pattern[str], supervision: Supervision) -> Supervision:
+    """Leave out the lines that match, with the indented lines that follow them."""
+    in_noise = False
 
     def hear(line: str) -> None:
-        nonlocal in_warning
-        in_warning = bool(_LINK_WARNING.fullmatch(line)) or (in_warning and line.startswith(" "))
-        if not in_warning and not _NOISE.fullmatch(line):
+        nonlocal in_noise
+        in_noise = bool(noise.match(line)) or (in_noise and line.startswith("  "))
+        if not in_noise:
             supervision.on_line(line)
 
-    return hear
+    return replace(supervision, on_line=hear)
 
 
 def _words(done: Completed) -> str:
