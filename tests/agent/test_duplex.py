@@ -113,19 +113,26 @@ def test_nonsense_ends_the_connection_with_a_protocol_error(pair: Pair) -> None:
 
 def test_ctrl_c_does_not_cut_a_message_in_two() -> None:
     """The main thread may be interrupted at any moment; the stream must stay in step."""
-    finished = False
-    with pytest.raises(KeyboardInterrupt):
+    steps = []
+
+    def send() -> None:
         with uninterrupted():
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)
-            finished = True
-    assert finished
+            steps.append("sent whole")
+
+    with pytest.raises(KeyboardInterrupt):
+        send()
+    assert steps == ["sent whole"]
 
 
 def test_a_message_sent_to_a_closed_connection_is_an_error(pair: Pair) -> None:
     pair.theirs.close()
     pair.ends.get(timeout=TIMEOUT)
 
-    with pytest.raises(OSError, match=r"Broken pipe|closed"):
+    def send_on() -> None:
         for number in range(1000):
             pair.duplex.send(Pong(number))
+
+    with pytest.raises(OSError, match=r"Broken pipe|closed"):
+        send_on()

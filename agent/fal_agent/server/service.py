@@ -253,8 +253,8 @@ class Service:
         if environment is None:
             environment = self._environments.build(
                 call.environment,
-                stage=lambda phase, text: loop.call_soon_threadsafe(preparation.stage, phase, text),
-                log=lambda text: loop.call_soon_threadsafe(preparation.log, text),
+                stage=_on_loop(loop, preparation.stage),
+                log=_on_loop(loop, preparation.log),
                 cancelled=preparation.cancelled,
             )
         self._environments.touch(environment)
@@ -363,3 +363,12 @@ def _fail_to_prepare(run: Run, error: BaseException) -> None:
     else:
         _log.error("a build failed", exc_info=error)
         run.fail("agent", f"the agent failed while building the environment: {error!r}; see its log")
+
+
+def _on_loop(loop: asyncio.AbstractEventLoop, tell: Callable[..., None]) -> Callable[..., None]:
+    """Let a thread call something that belongs to the event loop."""
+
+    def call(*arguments: str) -> None:
+        loop.call_soon_threadsafe(tell, *arguments)
+
+    return call
