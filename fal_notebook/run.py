@@ -13,12 +13,15 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, InvalidStateError
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from fal_agent import pickling
 from fal_agent.wire import Failure, Item, Result
 from fal_notebook.hosts.base import Execution, Host, Parcel, Received
-from fal_notebook.rebuild import exception_from
+from fal_notebook.rebuild import exception_from, reraise
+
+if TYPE_CHECKING:
+    import types
 
 __all__ = ["Items", "Run", "follow", "load_result", "start"]
 
@@ -47,6 +50,7 @@ class Run(Future[Any]):
         self._opening = threading.RLock()
         self._cancelling = threading.RLock()
         self._opened: tuple[Any, BaseException | None] | None = None
+        self._traceback: types.TracebackType | None = None  # of the error, before it was raised here
         self._has_items = False
 
     # ------------------------------------------------------------ a future
@@ -62,10 +66,7 @@ class Run(Future[Any]):
             BaseException: what the call raised, with its own type; or one of `fal.exceptions`.
         """
         __tracebackhide__ = True
-        value, error = self._open(super().result(timeout))
-        if error is not None:
-            raise error
-        return value
+        return self._value(super().result(timeout))
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait for the error that the call ended with; None when it ended well."""
@@ -144,9 +145,13 @@ class Run(Future[Any]):
         """Take the last event of a foreground run; give its value, or raise its error."""
         __tracebackhide__ = True
         self._settle(received)
+        return self._value(received)
+
+    def _value(self, received: Received) -> Any:
+        __tracebackhide__ = True
         value, error = self._open(received)
         if error is not None:
-            raise error
+            reraise(error, self._traceback)
         return value
 
     def _settle(self, received: Received) -> None:
@@ -161,6 +166,8 @@ class Run(Future[Any]):
         with self._opening:
             if self._opened is None:
                 self._opened = self._open_now(received)
+                error = self._opened[1]
+                self._traceback = error.__traceback__ if error is not None else None
             return self._opened
 
     def _open_now(self, received: Received) -> tuple[Any, BaseException | None]:

@@ -235,6 +235,8 @@ class Worker:
                 self._blobs.adopt(outbox / Path(ref).name) if isinstance(ref, str) else ref for ref in data
             ]
             event = dataclasses.replace(event, data=refs)  # type: ignore[arg-type] # it has data
+        if isinstance(event, Failure) and event.kind == "agent":
+            self._known.discard(run.call.function or "")  # it may have let go of the function: send it again
         if isinstance(event, Failure) and run.ended_by is not None:
             event, buffers = run.ended_by, []
         run.emit(event, buffers)  # type: ignore[arg-type]
