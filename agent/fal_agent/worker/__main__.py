@@ -12,6 +12,7 @@ import platform
 import signal
 import socket
 import sys
+import traceback
 from typing import Optional
 
 from fal_agent.duplex import Duplex
@@ -52,7 +53,12 @@ def main(descriptor: int) -> None:
     executor.duplex = Duplex(connection, on_message, on_close, name="fal-connection")
     executor.duplex.start()
     executor.duplex.send(Ready(pid=os.getpid(), python=platform.python_version()))
-    executor.run_forever()
+    try:
+        executor.run_forever()
+    except BaseException:
+        # A fault of ours: nobody reads standard error any more, and the log is what people will ask for.
+        os.write(log_fd, traceback.format_exc().encode("utf-8", "replace"))
+        os._exit(1)
 
 
 def _die_with_the_agent() -> None:
