@@ -121,7 +121,7 @@ class SSHHost(AgentHost):
             link.upload(f"{root}/bin/uv", uv_for(self.name, facts["system"], facts["machine"]), mode=0o700)
         agent = f"PYTHONPATH={shlex.quote(code)} exec {shlex.quote(python)} -m fal_agent"
         socket_path = self._start_agent(link, agent, root, archive.digest, settings.labels)
-        link.dial_command = f"{agent} dial {shlex.quote(socket_path)}"
+        link.dial_command = f"{agent} dial {{socket}}"
         stream = link.dial(socket_path)
         return AgentClient(stream, host_name=self.name, part_size=_PART_SIZE, heartbeat=True)
 

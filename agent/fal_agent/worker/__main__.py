@@ -55,7 +55,7 @@ def main(descriptor: int) -> None:
     executor.duplex.send(Ready(pid=os.getpid(), python=platform.python_version()))
     try:
         executor.run_forever()
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - whatever it is, it ends the process
         # A fault of ours: nobody reads standard error any more, and the log is what people will ask for.
         os.write(log_fd, traceback.format_exc().encode("utf-8", "replace"))
         os._exit(1)
