@@ -223,6 +223,17 @@ def test_values_are_fetched_without_running_anything(notebook: Notebook) -> None
     assert reply["missing"] == ["nothing"]
 
 
+def test_tensors_stay_on_their_device_unless_fetched(notebook: Notebook) -> None:
+    """The notebook's machine may have no such device, or not the library."""
+    code = (
+        "class Tensor:\n    device = 'cuda:0'\n    def cpu(self):\n        self = Tensor()\n"
+        "        self.device = 'cpu'\n        return self\nt = Tensor()"
+    )
+    reply, _ = notebook.run(code)
+    assert reply["handles"]["t"]["device"] == "cuda:0"
+    assert notebook.run("", wanted=["t"])[1]["t"].device == "cpu"
+
+
 def test_a_value_that_cannot_be_opened_is_named(notebook: Notebook) -> None:
     class Closed:
         def __reduce__(self) -> Any:

@@ -10,7 +10,7 @@ import reprlib
 import sys
 from typing import Any, Optional
 
-__all__ = ["describe_value", "is_larger", "type_name"]
+__all__ = ["describe_value", "from_device", "is_larger", "type_name"]
 
 _REPR_LIMIT = 2000  # characters
 _HTML_LIMIT = 50_000  # characters
@@ -42,10 +42,13 @@ def describe_value(value: Any) -> dict[str, Any]:
 def is_larger(value: Any, limit: int) -> bool:
     """Whether a value is known to take more than `limit` bytes, or lives in a GPU's memory."""
     size = _rough_size(value)
-    if size is not None and size > limit:
-        return True
-    device = _text_of(value, "device")
-    return device is not None and device != "cpu"
+    return (size is not None and size > limit) or _is_elsewhere(value)
+
+
+def from_device(value: Any) -> Any:
+    """Copy a tensor out of a GPU's memory; anything else is given as it is."""
+    copy = _attribute(value, "cpu")
+    return copy() if _is_elsewhere(value) and callable(copy) else value
 
 
 def type_name(value: Any) -> str:
@@ -54,6 +57,10 @@ def type_name(value: Any) -> str:
     module = getattr(kind, "__module__", None)
     name = getattr(kind, "__qualname__", kind.__name__)
     return str(name) if module in (None, "builtins", "__main__") else f"{module}.{name}"
+
+
+def _is_elsewhere(value: Any) -> bool:
+    return _text_of(value, "device") not in (None, "cpu")
 
 
 def _rough_size(value: Any) -> Optional[int]:

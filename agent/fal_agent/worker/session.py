@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from fal_agent import pickling
 from fal_agent.errors import FalServerlessError
 from fal_agent.failures import OpeningError
-from fal_agent.worker.previews import describe_value, is_larger, type_name
+from fal_agent.worker.previews import describe_value, from_device, is_larger, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -126,7 +126,7 @@ class _Session:
         arrived = self._take(request, parts)
         bound = self._execute(request, call, reply) if request["code"].strip() else set()
         wanted = dict.fromkeys([*request["wanted"], *(sorted(bound) if request["returns"] else ())])
-        buffers = self._collect(wanted, request["limit"], reply)
+        buffers = self._collect(wanted, request["limit"], reply, insists=not request["code"].strip())
         told = {*arrived, *bound, *wanted}
         reply.versions = {name: version for name, version in self._versions.items() if name in told}
         return vars(reply), buffers
@@ -199,8 +199,15 @@ class _Session:
 
     # ------------------------------------------------------------ after the cell
 
-    def _collect(self, wanted: Iterable[str], limit: int, reply: _Reply) -> list[Buffer]:
-        """Pickle the names that go back; describe those that are too large, or cannot."""
+    def _collect(self, wanted: Iterable[str], limit: int, reply: _Reply, *, insists: bool) -> list[Buffer]:
+        """Pickle the names that go back; describe those that are too large, or cannot.
+
+        Args:
+            wanted: the names.
+            limit: bytes of one value.
+            reply: takes what is found.
+            insists: the value itself is asked for, also from a device's memory.
+        """
         buffers: list[Buffer] = []
         for name in wanted:
             if name not in self._namespace:
@@ -210,7 +217,7 @@ class _Session:
             if isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value:
                 reply.modules[name] = value.__name__
                 continue
-            parts = _dump(value, limit)
+            parts = _dump(from_device(value) if insists else value, limit)
             if parts is None:
                 reply.handles[name] = describe_value(value)
             else:

@@ -1,0 +1,386 @@
+"""`%%fal` cells: where they run, with what, and what becomes of what they leave.
+
+Runs in the notebook. Cells with the same host and session name share one namespace in one worker.
+What a session needs (requirements, machine) is remembered: a cell that says nothing of it runs where
+the ones before ran, and one that asks for more starts the session anew, with the names that the
+notebook holds.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import types
+import uuid
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from fal_agent import pickling
+from fal_agent.errors import EnvironmentBuildError, FalServerlessError, RequirementError, ResourceError
+from fal_agent.wire import Call, Failure
+from fal_notebook import config, display
+from fal_notebook.cells import CellNames, analyse
+from fal_notebook.environment import check_python, environment_spec, pep723_block, read_requirements_file
+from fal_notebook.functions import worker_needs
+from fal_notebook.handles import Handle
+from fal_notebook.hosts.registry import get_host
+from fal_notebook.inference import infer_requirements
+from fal_notebook.names import Request, SessionNames
+from fal_notebook.options import FunctionOptions, make_options
+from fal_notebook.payload import make_parcel
+from fal_notebook.run import Run, follow, start
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable, Sequence
+
+    from fal_agent.framing import Buffer
+    from fal_notebook.hosts.base import Host, Parcel, Received
+
+__all__ = ["RETURN_LIMIT", "forget_sessions", "run_cell", "session_names"]
+
+RETURN_LIMIT = 1 << 20  # bytes; a larger value stays on the host. FAL_NOTEBOOK_RETURN_LIMIT overrules it
+
+_EVERYTHING = 1 << 62  # bytes
+_TRIES = 3  # the session may be started anew between two of them
+_LABEL_LENGTH = 60
+_AUTO = "auto"
+_REFUSALS = (EnvironmentBuildError, RequirementError, ResourceError)  # the cell's needs cannot be met
+_REFUSAL_KINDS = ("environment", "requirement", "resources")
+
+_kernel = f"kernel-{uuid.uuid4().hex[:12]}"  # the name of sessions that were given none: of this kernel alone
+_sessions: dict[tuple[str, str], _Session] = {}
+
+
+def run_cell(shell: Any, code: str, options: argparse.Namespace) -> Run | None:
+    """Run a cell on a host, as `%%fal` asks.
+
+    Args:
+        shell: the IPython shell whose names go along and come back.
+        code: the cell without its first line.
+        options: what `fal_notebook.magics.options` parses.
+
+    Returns:
+        The run, when it goes on in the background and was not given a name; else None.
+
+    Raises:
+        BaseException: what the cell raises.
+        FalServerlessError: it cannot run, or a name cannot travel.
+    """
+    __tracebackhide__ = True
+    host = get_host(options.host)
+    name = options.session or _kernel
+    cell = _Cell(shell, code)
+    session = _sessions.setdefault((host.name, name), _Session(host, name))
+    session.adapt(options, cell)
+    if options.background:
+        run = session.start_in_background(cell, options)
+        if options.output is None:
+            return run
+        shell.user_ns[options.output] = run
+        return None
+    session.run(cell, options)
+    return None
+
+
+def session_names(host: str | Host | None = None) -> list[str]:
+    """The sessions that this kernel has used on a host; None is the current host."""
+    return [name for host_name, name in _sessions if host_name == get_host(host).name]
+
+
+def forget_sessions(host: str | Host | None = None) -> None:
+    """Sessions on a host were ended; None is the current host."""
+    host_name = get_host(host).name
+    for key in [key for key in _sessions if key[0] == host_name]:
+        del _sessions[key]
+
+
+class _Cell:
+    """A cell as it stands in the notebook.
+
+    Attributes:
+        names: what it reads and binds.
+        place: "code", "filename", "first_line" and "source" of its request.
+        label: its first line.
+    """
+
+    def __init__(self, shell: Any, code: str) -> None:
+        self.shell = shell
+        self.namespace: dict[str, Any] = shell.user_ns
+        source, number = _whole_text(shell, code)
+        first_line = source[: source.rindex(code)].count("\n") + 1
+        # IPython then shows the lines of tracebacks, remote ones too, as those of the cell.
+        filename = shell.compile.cache(source, number, raw_code=source)
+        self.place = {"code": code, "filename": filename, "first_line": first_line, "source": source}
+        self.label = next((line.strip() for line in code.splitlines() if line.strip()), "")[:_LABEL_LENGTH]
+        self.names = _names_in(shell, code, filename, first_line)
+
+    def imports(self) -> set[str]:
+        """Modules that it imports, or that the notebook has imported for it."""
+        values = (self.namespace.get(name) for name in self.names.reads)
+        return {
+            *self.names.imports,
+            *(value.__name__ for value in values if isinstance(value, types.ModuleType)),
+        }
+
+
+class _Session:
+    """What the notebook knows of one session."""
+
+    def __init__(self, host: Host, name: str) -> None:
+        self.host, self.name = host, name
+        self._requirements: list[str] = []
+        self._settings: FunctionOptions = make_options()
+        self._is_fresh = False
+        self._names = self._make_names()
+        self._before: tuple[list[str], FunctionOptions, SessionNames] | None = None
+
+    def _make_names(self) -> SessionNames:
+        return SessionNames(self.host.name, self.name, self._fetch)
+
+    # ------------------------------------------------------------ what it needs
+
+    def adapt(self, options: argparse.Namespace, cell: _Cell) -> None:
+        """Take up what a cell's line asks for; the session starts anew if that changes its needs."""
+        asked = _requirements(options, cell)
+        requirements = asked if options.fresh else _merged(self._requirements, asked)
+        old = make_options() if options.fresh else self._settings
+        settings = _checked(
+            requirements=requirements or None,
+            python_version=options.python or old.python_version,
+            machine_type=options.machine_type or old.machine_type,
+            num_gpus=old.num_gpus if options.gpu is None else options.gpu,
+        )
+        check_python(settings.python_version)
+        if settings == self._settings and not options.fresh:
+            return
+        if self._names.is_used and not options.fresh:
+            added = [line for line in requirements if line not in self._requirements]
+            why = f"it now has {', '.join(added)}" if added else "its needs have changed"
+            sys.stderr.write(f"The session on {self.host.name} starts anew: {why}.\n")
+        self._before = self._requirements, self._settings, self._names
+        self._is_fresh = options.fresh or self._names.is_used
+        self._requirements, self._settings, self._names = requirements, settings, self._make_names()
+
+    def _go_back(self) -> None:
+        """What was asked for last cannot be had: the session goes on as it was."""
+        if self._before is not None:
+            self._requirements, self._settings, self._names = self._before
+            self._before = None
+
+    def call(self, label: str, *, timeout: float | None) -> Call:
+        """Say what is to run, and with what."""
+        settings, known = self._settings, config.load().host(self.host.name)
+        fresh, self._is_fresh = self._is_fresh, False
+        return Call(
+            kind="cell",
+            label=label,
+            function=None,
+            environment=environment_spec(
+                settings.requirements, python_version=settings.python_version, extra=worker_needs()
+            ),
+            resources=settings.resources(),
+            scaling=settings.scaling(host_keep_alive=known.keep_alive),
+            session=self.name,
+            timeout=timeout,
+            lease=settings.lease_seconds(host_lease=known.lease),
+            folder=getattr(self.host, "working_folder", None),
+            client=platform.python_version(),
+            scale_key=f"{os.getpid()}:session:{self.name}",
+            fresh=fresh,
+        )
+
+    # ------------------------------------------------------------ running cells
+
+    def run(self, cell: _Cell, options: argparse.Namespace) -> None:
+        """Run a cell and wait for it."""
+        __tracebackhide__ = True
+        for _ in range(_TRIES):
+            sending = _Sending(self, self._names, cell, options)
+            run = sending.start(decode=sending.decode)
+            if options.output is not None:
+                cell.namespace[options.output] = run
+            try:
+                follow(run, display.drawer())
+            except BaseException as error:
+                if isinstance(error, _REFUSALS):
+                    self._go_back()
+                else:
+                    sending.note_failure()
+                raise
+            self._before = None
+            if not sending.stale:
+                return
+        raise FalServerlessError(
+            f"session {self.name!r} on {self.host.name!r} ended {_TRIES} times while this cell was sent "
+            "to it; is something else ending it?"
+        )
+
+    def start_in_background(self, cell: _Cell, options: argparse.Namespace) -> Run:
+        """Start a cell; its names come back when the run's `result()` is asked for."""
+        sending = _Sending(self, self._names, cell, options)
+        run = sending.start(decode=sending.decode, on_event=display.background(cell.label))
+
+        def note(done: Future[Any]) -> None:
+            event = Future.result(done).event if not done.cancelled() else None  # not opened yet
+            if isinstance(event, Failure) and event.kind in _REFUSAL_KINDS:
+                self._go_back()
+
+        run.add_done_callback(note)
+        return run
+
+    def _fetch(self, handle: Handle) -> Any:
+        """Bring the value of a handle."""
+        __tracebackhide__ = True
+        held = {handle.name: handle.version}
+        content = {"names": {}, "held": held, "aliases": {}, "deleted": [], "binds": [], "returns": False,
+                   "wanted": [handle.name]}  # fmt: skip
+        place = {"code": "", "filename": "", "first_line": 1, "source": ""}
+        parcel = _parcel(
+            self.call(f"{handle.name}.get()", timeout=None), Request(content), place, _EVERYTHING
+        )
+        reply, buffers = follow(start(self.host, parcel, decode=_decode), display.drawer())
+        if reply["stale"] or reply["missing"]:
+            raise _lost([handle.name], self.host.name)
+        if handle.name not in reply["names"]:
+            raise FalServerlessError(
+                f"{handle.name!r} on {self.host.name!r} cannot be brought here: a {handle.type} cannot be "
+                "pickled, or lives on a device; use it in a %%fal cell, or bring what you need of it"
+            )
+        start_at, stop_at = reply["names"][handle.name]
+        return pickling.load(buffers[start_at:stop_at])
+
+
+class _Sending:
+    """One cell on its way to its session and back.
+
+    Attributes:
+        stale: names that the session did not hold as was thought, so that the cell did not run.
+    """
+
+    def __init__(
+        self, session: _Session, names: SessionNames, cell: _Cell, options: argparse.Namespace
+    ) -> None:
+        self.stale: list[str] = []
+        self._session, self._names, self._cell, self._options = session, names, cell, options
+        self._request = names.request(
+            cell.names, cell.namespace, returns=not options.no_return, in_background=options.background
+        )
+
+    def start(self, **run_options: Any) -> Run:
+        """Send the cell."""
+        call = self._session.call(self._cell.label, timeout=self._options.timeout)
+        return start(self._session.host, _parcel(call, self._request, self._cell.place), **run_options)
+
+    def decode(self, received: Received) -> dict[str, Any]:
+        """Take what came back; give the names that the notebook has got."""
+        reply, buffers = _decode(received)
+        self.stale = reply["stale"]
+        if not self.stale:
+            return self._names.apply(reply, buffers, self._request, self._cell.namespace)
+        self._names.forget(self.stale)
+        lost = [name for name in self.stale if isinstance(self._cell.namespace.get(name), Handle)]
+        if lost:
+            raise _lost(lost, self._session.host.name)
+        return {}
+
+    def note_failure(self) -> None:
+        """The cell raised."""
+        self._names.note_failure(self._cell.names, self._request, self._cell.namespace)
+
+
+# ---------------------------------------------------------------- data
+
+
+def _parcel(call: Call, request: Request, place: dict[str, Any], limit: int | None = None) -> Parcel:
+    content = {**request.content, **place, "limit": _return_limit() if limit is None else limit}
+    return make_parcel(call, None, [pickling.dump(content)[0], *request.parts])
+
+
+def _decode(received: Received) -> tuple[dict[str, Any], Sequence[Buffer]]:
+    return pickling.load(received.data[:1]), received.data[1:]
+
+
+def _return_limit() -> int:
+    text = os.environ.get("FAL_NOTEBOOK_RETURN_LIMIT", "")
+    return int(text) if text.isdecimal() else RETURN_LIMIT
+
+
+def _lost(names: Sequence[str], host_name: str) -> FalServerlessError:
+    listed = ", ".join(map(repr, names))
+    return FalServerlessError(
+        f"{listed} stayed on {host_name!r}, and is gone: the session was started anew, or the name "
+        "stands for something else now; run the cell that makes it again"
+    )
+
+
+# ---------------------------------------------------------------- reading a cell and its line
+
+
+def _whole_text(shell: Any, code: str) -> tuple[str, int]:
+    """Give the cell with its magic line, and its number."""
+    inputs = getattr(shell.history_manager, "input_hist_raw", None) or [""]
+    raw = inputs[-1] if inputs[-1].endswith("\n") else inputs[-1] + "\n"
+    if len(inputs) > 1 and code.strip() and code in raw:
+        return raw, len(inputs) - 1
+    return f"%%fal\n{code}", shell.execution_count
+
+
+def _names_in(shell: Any, code: str, filename: str, first_line: int) -> CellNames:
+    """Analyse a cell, by IPython's own reading of it where ours fails."""
+    try:
+        return analyse(code)
+    except SyntaxError:
+        transformed = shell.transform_cell(code)
+    try:
+        return analyse(transformed)
+    except SyntaxError as error:
+        error.filename = filename
+        for attribute in ("lineno", "end_lineno"):
+            line = getattr(error, attribute, None)
+            if line is not None:
+                setattr(error, attribute, line + first_line - 1)
+        raise error.with_traceback(None) from None
+
+
+def _requirements(options: argparse.Namespace, cell: _Cell) -> list[str]:
+    """Give the requirement lines that a cell asks for, in its line and in a PEP 723 block."""
+    lines = [line for line in options.require if line != _AUTO]
+    if _AUTO in options.require:
+        lines = _merged(infer_requirements(sorted(cell.imports())), lines)
+    if options.requirements_file is not None:
+        lines += read_requirements_file(options.requirements_file)
+    block = pep723_block(cell.place["code"])
+    return lines if block is None else [*lines, *block.dependencies]
+
+
+def _merged(lines: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Put requirement lines together; of two for one distribution, the later counts."""
+    by_name = {_distribution(line): line for line in lines}
+    for line in others:
+        if line not in by_name.values():
+            by_name[_distribution(line)] = line
+    return list(by_name.values())
+
+
+def _distribution(line: str) -> str:
+    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.utils import canonicalize_name
+
+    try:
+        return canonicalize_name(Requirement(line).name)
+    except InvalidRequirement:  # said where the environment is made
+        return line
+
+
+def _checked(**config_: Any) -> FunctionOptions:
+    """Check what a magic's line says; a mistake is said in a line, as of any magic."""
+    try:
+        return make_options(**config_)
+    except FalServerlessError:
+        raise
+    except ValueError as error:
+        from IPython.core.error import UsageError
+
+        raise UsageError(str(error)) from None
