@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -55,11 +56,13 @@ def execute(source: Path, output: Path, *, replace: dict[str, str] | None = None
     notebook = nbformat.read(source, as_version=4)
     for name, value in (replace or {}).items():
         _replace(notebook, name, value)
-    client = NotebookClient(
-        notebook, timeout=CELL_SECONDS, resources={"metadata": {"path": str(source.parent)}}
-    )
+    folder = {"metadata": {"path": str(source.parent)}}
+    client = NotebookClient(notebook, timeout=CELL_SECONDS, resources=folder)
     try:
-        client.execute()
+        with tempfile.TemporaryDirectory(prefix="kernel-") as sockets:
+            manager = client.create_kernel_manager()
+            manager.transport, manager.ip = "ipc", f"{sockets}/k"  # no TCP port, even for a moment
+            client.execute()
     finally:
         output.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, output)
