@@ -182,6 +182,11 @@ class FalServerlessError(FalServerlessException):
         super().__init__(message)
         self.message = message
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: the message says it all, and the frames would be ours."""
+        notes = [str(note) for note in getattr(self, "__notes__", ())]
+        return [f"{type(self).__name__}: {self}", *notes]
+
 
 class ConfigurationError(FalServerlessError):
     """A setting is wrong: a host that is not known, a settings file that cannot be read."""
@@ -201,6 +206,8 @@ class FalMissingDependencyError(FalServerlessError):
 
 class UserFunctionException(FalServerlessError):  # noqa: N818 - the fal SDK's name
     """Your code raised an error whose class cannot be rebuilt in the notebook."""
+
+    _render_traceback_ = None  # type: ignore[assignment] # its frames are yours: IPython shows them
 
 
 class EnvironmentBuildError(FalServerlessError):
