@@ -47,6 +47,8 @@ class Run(Future[Any]):
         self.inbox: queue.SimpleQueue[Received] = queue.SimpleQueue()
         self._decode, self._on_event = decode, on_event
         self._execution: Execution | None = None
+        self._beginning = threading.Lock()
+        self._early: list[Received] = []  # events to acknowledge once there is an execution
         self._opening = threading.RLock()
         self._cancelling = threading.RLock()
         self._opened: tuple[Any, BaseException | None] | None = None
@@ -101,8 +103,12 @@ class Run(Future[Any]):
 
     def acknowledge(self, received: Received) -> None:
         """Say that an event was dealt with, so that the worker may produce more."""
-        if self._execution is not None:
-            self._execution.acknowledge(received)
+        if self._execution is None:
+            with self._beginning:
+                if self._execution is None:  # the event was quicker than `Host.submit` returned
+                    self._early.append(received)
+                    return
+        self._execution.acknowledge(received)
 
     def __repr__(self) -> str:
         if self.cancelled():
@@ -121,15 +127,21 @@ class Run(Future[Any]):
 
     def begin(self, parcel: Parcel) -> None:
         """Send the call."""
-        self._execution = self.host.submit(parcel, self._take, run_id=self.run_id)
+        execution = self.host.submit(parcel, self._take, run_id=self.run_id)
+        with self._beginning:
+            for received in self._early:
+                execution.acknowledge(received)
+            self._early.clear()
+            self._execution = execution
 
     def _take(self, received: Received) -> None:
         """Take an event; called in order by a thread of the host's."""
         event = received.event
         if isinstance(event, (Result, Failure)):
             self.inbox.put(received)
-            if self._on_event is not None:
-                self._settle(received)  # in the foreground `follow` does it: this thread is to be quick
+            if self._on_event is not None:  # in the foreground `follow` does it: this thread is to be quick
+                self._on_event(received)
+                self._settle(received)
         elif isinstance(event, Item):
             self.inbox.put(received)
             self._has_items = True
@@ -250,7 +262,7 @@ def start(host: Host, parcel: Parcel, *, decode: Decode = load_result, on_event:
         host: where to.
         parcel: the call.
         decode: makes the value of the result event.
-        on_event: called with each event but the last, in order, in a thread of the host's; None
+        on_event: called with each event but items, in order, in a thread of the host's; None
             keeps them for `follow`.
 
     Raises:

@@ -50,55 +50,143 @@ class CellFace:
 
 
 class BackgroundFace:
-    """Draws in a display of its own, which belongs to the cell that was running when it was made."""
+    """One run in the background; what it prints is drawn on the board of the cell that started it."""
 
     def __init__(self, label: str) -> None:
-        self._label = label
-        self._display_id: str | None = None
-        self._parent = _parent_header()
-        self._text: list[str] = []
+        self.label = label
+        self.text: list[str] = []
+        self.is_over = self.has_failed = False
         self._size = 0
-        self._drawn_at = 0.0
-        self._lock = threading.Lock()
-        self._timer: threading.Timer | None = None
+        self._board = _running.board()
+        self._board.add(self)
 
     def draw(self, received: Received) -> None:
         """Take one event and redraw soon; called from any thread."""
         event = received.event
-        with self._lock:
+        with self._board.lock:
             if isinstance(event, Log) and event.source == "user":
                 self._add(bytes(received.data[0]).decode("utf-8", "replace"))
             elif isinstance(event, Display):
                 content = json.loads(bytes(received.data[0]))
-                self._add(str(content["data"].get("text/plain", "")) + "\n")
-                if event.kind != "update":
-                    _publish(content["data"], content["metadata"], parent=self._parent)
+                self._board.show(content, update=event.kind == "update")
             elif isinstance(event, Clear):
-                self._text, self._size = [], 0
-            if self._text and self._timer is None:
-                wait = max(0.0, _REDRAW_SECONDS - (time.monotonic() - self._drawn_at))
-                self._timer = threading.Timer(wait, self._redraw)
-                self._timer.daemon = True
-                self._timer.start()
+                self.text, self._size = [], 0
+            elif isinstance(event, (Result, Failure)):
+                self.is_over, self.has_failed = True, isinstance(event, Failure)
+            self._board.redraw_soon()
 
     def _add(self, text: str) -> None:
-        self._text.append(text)
+        self.text.append(text)
         self._size += len(text)
         if self._size > 2 * (_HEAD + _TAIL):
-            whole = "".join(self._text)
+            whole = "".join(self.text)
             left_out = len(whole) - _HEAD - _TAIL
-            self._text = [whole[:_HEAD], f"\n[… {left_out} characters …]\n", whole[-_TAIL:]]
-            self._size = sum(map(len, self._text))
+            self.text = [whole[:_HEAD], f"\n[… {left_out} characters …]\n", whole[-_TAIL:]]
+            self._size = sum(map(len, self.text))
 
-    def _redraw(self) -> None:
-        with self._lock:
+
+class _Board:
+    """One display that belongs to a cell, with the runs that the cell left in the background.
+
+    It is there from the moment the first of them starts, so that what they print later finds its
+    place, in a saved notebook too.
+    """
+
+    def __init__(self, parent: Any) -> None:
+        self.lock = threading.RLock()
+        self._parent = parent
+        self._display_id = f"fal-{uuid.uuid4().hex}"
+        self._faces: list[BackgroundFace] = []
+        self._drawn_at = 0.0
+        self._timer: threading.Timer | None = None
+
+    def add(self, face: BackgroundFace) -> None:
+        """Take one more run."""
+        with self.lock:
+            self._faces.append(face)
+            if len(self._faces) == 1:
+                self._publish(update=False)
+            else:
+                self.redraw_soon()
+
+    def show(self, content: dict[str, Any], *, update: bool) -> None:
+        """Show something that is more than text, below the board."""
+        display_id = content["transient"].get("display_id")
+        _publish(
+            content["data"], content["metadata"], display_id=display_id, update=update, parent=self._parent
+        )
+
+    def redraw_soon(self) -> None:
+        """Draw what has changed, not more often than the eye can follow."""
+        if self._timer is None:
+            wait = max(0.0, _REDRAW_SECONDS - (time.monotonic() - self._drawn_at))
+            self._timer = threading.Timer(wait, self.redraw_now)
+            self._timer.daemon = True
+            self._timer.start()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every run is over and nothing will change."""
+        return all(face.is_over for face in self._faces)
+
+    def redraw_now(self) -> None:
+        """Draw what there is."""
+        with self.lock:
             self._timer = None
             self._drawn_at = time.monotonic()
-            text = _after_returns("".join(self._text))
-            is_new = self._display_id is None
-            self._display_id = self._display_id or f"fal-{uuid.uuid4().hex}"
-            shown = {"text/plain": text, "text/html": f"<pre>{html.escape(text)}</pre>"}
-            _publish(shown, {}, display_id=self._display_id, update=not is_new, parent=self._parent)
+            self._publish(update=True)
+
+    def _publish(self, *, update: bool) -> None:
+        headline = self._headline()
+        texts = [_after_returns("".join(face.text)) for face in self._faces]
+        body = "".join(text if text.endswith("\n") else text + "\n" for text in texts if text)
+        shown = {
+            "text/plain": f"{headline}\n{body}".rstrip("\n"),
+            "text/html": _note(html.escape(headline)) + (f"<pre>{html.escape(body)}</pre>" if body else ""),
+        }
+        # An update is found by its id, whatever cell it comes from; some front ends hear only the
+        # cell that is running.
+        parent = _running.parent if update else self._parent
+        _publish(shown, {}, display_id=self._display_id, update=update, parent=parent)
+
+    def _headline(self) -> str:
+        count = len(self._faces)
+        over = sum(1 for face in self._faces if face.is_over)
+        failed = sum(1 for face in self._faces if face.has_failed)
+        what = self._faces[0].label if count == 1 else f"{count} calls"
+        state = "done" if over == count else f"{over} of {count} done" if count > 1 else "running"
+        return f"{what} in the background: {state}" + (f", {failed} failed" if failed else "")
+
+
+class _RunningCell:
+    """The cell that is running, or ran last, and its board."""
+
+    def __init__(self) -> None:
+        self.parent: Any = None
+        self._board: _Board | None = None
+        self._boards: list[_Board] = []
+
+    def board(self) -> _Board:
+        """The board of the running cell, made if it has none."""
+        if self.parent is None:
+            from IPython import get_ipython
+
+            get_ipython().events.register("pre_run_cell", self._enter)
+            self.parent = _parent_header()
+        if self._board is None:
+            self._board = _Board(self.parent)
+            self._boards = [board for board in self._boards if not board.is_settled]
+            self._boards.append(self._board)
+        return self._board
+
+    def _enter(self, *_info: Any) -> None:
+        """A cell starts: what changed while none was running is drawn now."""
+        self.parent, self._board = _parent_header(), None
+        for board in self._boards:
+            board.redraw_now()
+
+
+_running = _RunningCell()
 
 
 class _StatusLine:
@@ -127,9 +215,14 @@ class _StatusLine:
         body = "".join(f"<br>{html.escape(line)}" for line in lines)
         shown = {
             "text/plain": "\n".join([headline, *(f"  {line}" for line in lines)]),
-            "text/html": f'<div style="color:#777">fal · {html.escape(headline)}{body}</div>',
+            "text/html": _note(html.escape(headline) + body),
         }
         _publish(shown, {}, display_id=self._display_id, update=not is_new)
+
+
+def _note(content: str) -> str:
+    """HTML of a remark of ours, which is not to be mistaken for the cell's own output."""
+    return f'<div style="color:#777">fal · {content}</div>'
 
 
 def _draw_output(received: Received) -> None:
