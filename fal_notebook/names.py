@@ -193,6 +193,7 @@ class SessionNames:
         """The session does not hold these as was thought."""
         for name in names:
             self._known.pop(name, None)
+            self._unsure.pop(name, None)
 
     def note_failure(self, cell: CellNames, request: Request, namespace: dict[str, Any]) -> None:
         """A cell raised: what it needed has arrived, and it may have bound some of its names."""

@@ -8,6 +8,7 @@ notebook holds.
 
 from __future__ import annotations
 
+import linecache
 import os
 import platform
 import sys
@@ -34,6 +35,7 @@ from fal_notebook.run import Run, follow, start
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Sequence
+    from types import FrameType
 
     from fal_agent.framing import Buffer
     from fal_notebook.hosts.base import Host, Parcel, Received
@@ -110,9 +112,13 @@ class _Cell:
         self.namespace: dict[str, Any] = shell.user_ns
         source, number = _whole_text(shell, code)
         first_line = source[: source.rindex(code)].count("\n") + 1
-        # IPython then shows the lines of tracebacks, remote ones too, as those of the cell.
-        filename = shell.compile.cache(source, number, raw_code=source)
-        self.place = {"code": code, "filename": filename, "first_line": first_line, "source": source}
+        filename = _known_as(shell, source, number)
+        self.place: dict[str, Any] = {
+            "code": code,
+            "filename": filename,
+            "first_line": first_line,
+            "source": source,
+        }
         self.label = next((line.strip() for line in code.splitlines() if line.strip()), "")[:_LABEL_LENGTH]
         self.names = _names_in(shell, code, filename, first_line)
 
@@ -325,6 +331,19 @@ def _whole_text(shell: Any, code: str) -> tuple[str, int]:
     if len(inputs) > 1 and code.strip() and code in raw:
         return raw, len(inputs) - 1
     return f"%%fal\n{code}", shell.execution_count
+
+
+def _known_as(shell: Any, source: str, number: int) -> str:
+    """Give the cell a file name, under which tracebacks show its lines as the user wrote them."""
+    known = shell.compile._filename_map  # noqa: SLF001 - IPython has no other way to ask
+    frame: FrameType | None = sys._getframe()  # noqa: SLF001 - inspect.stack() reads every source file
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        if frame.f_code.co_name == "<module>" and known.get(filename) == number:  # the cell that runs now
+            linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+            return filename
+        frame = frame.f_back
+    return str(shell.compile.cache(source, number, raw_code=source))
 
 
 def _names_in(shell: Any, code: str, filename: str, first_line: int) -> CellNames:

@@ -126,9 +126,12 @@ def _runs(name: str | None, _flags: set[str]) -> Table:
 
 
 def _stop(name: str | None, flags: set[str]) -> str:
-    from fal_notebook.session import forget_sessions
+    from fal_notebook.session import forget_sessions, session_names
 
-    count = _ask(name, "stop", everything="--all" in flags)["workers"]
+    if "--all" in flags:
+        count = _ask(name, "stop", everything=True)["workers"]
+    else:
+        count = sum(_ask(name, "stop", session=session)["workers"] for session in session_names(name))
     forget_sessions(name)
     return _Text(f"ended {count} worker{'s' if count != 1 else ''}")
 
