@@ -80,17 +80,16 @@ def test_the_notebook_about_ssh_runs_on_an_ssh_host(tmp_path: Path, gpu_box: Non
     text = text_of(notebook)
     done = {section.title: section for section in sections(notebook)}
     assert "falremote on" in text
-    assert text.count("(loading the model)") == 2  # once there, once here
     assert done["Data goes along"].figures == 1
     assert "[1.0, 1.0]" in text
-    assert "('de', 1.0)" in text or "('de', 0.9" in text
+    assert "('de', 0." in text
 
 
 def check_quickstart(notebook: Any, written: Path) -> None:
     """What the quickstart must have shown, wherever it ran."""
     text = text_of(notebook)
     done = {section.title: section for section in sections(notebook)}
-    assert text.count("(loading the model)") == 1
+    assert text.count("(loading the model)") <= 1  # not at all where another notebook has loaded it
     assert "Finnish  is fi" in text
     assert "unseen digits are read correctly" in text
     assert done["A figure drawn on the host"].figures == 1
