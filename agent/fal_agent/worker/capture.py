@@ -75,9 +75,9 @@ class Capture:
         self._flush_c_streams()
         own = self._private.pop(call.run_id, None)
         if own is not None:
-            own.drain(wait=True)
+            own.drain()
             own.close()
-        self._log(self._pipes.drain(wait=True))
+        self._log(self._pipes.drain())
         self._calls.pop(call.run_id, None)
 
     def write(self, stream: str, text: str) -> None:
@@ -86,7 +86,7 @@ class Capture:
         if call is None:
             self._log(text)
             return
-        self._log(self._private.get(call.run_id, self._pipes).drain(wait=False))
+        self._log(self._private.get(call.run_id, self._pipes).drain())
         call.write(stream, text)
         if not self._wake.is_set():
             self._wake.set()
@@ -109,7 +109,7 @@ class Capture:
                 if owner is not None and not owner.has_credit:
                     time.sleep(_FLUSH_AFTER)  # its reader is slow: the pipe fills up and the writer waits
                     continue
-                self._log(pipes[fd].drain(wait=False))
+                self._log(pipes[fd].drain())
                 self._wake.set()
 
     def _log(self, text: str) -> None:
@@ -174,31 +174,20 @@ class _Pipe:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._lock = threading.Lock()
 
-    def drain(self, *, wait: bool) -> str:
-        """Hand over what the pipe holds; give the text that nobody owns.
+    @property
+    def is_draining(self) -> bool:
+        """Whether a thread has read text that it may not have handed over yet."""
+        return self._lock.locked()
 
-        Args:
-            wait: for another thread that is draining; without it this call then does nothing.
-        """
-        if not self._lock.acquire(blocking=wait):
-            return ""
-        try:
-            data = self._read_all()
-            if not data:
-                return ""
-            text = self._decoder.decode(data)
+    def drain(self) -> str:
+        """Hand over what the pipe holds, after what another thread is handing over; give what nobody owns."""
+        with self._lock:  # no other way of acquiring it is safe from an interrupt of the user's code
+            text = self._decoder.decode(self._read_all())
             owner = self.owner() if text else None
             if owner is None or owner.is_over:
                 return text
             owner.write(self.stream, text)
             return ""
-        finally:
-            self._lock.release()
-
-    def wait_for_drain(self) -> None:
-        """Wait until no other thread is in the midst of handing text over."""
-        with self._lock:
-            return
 
     def close(self) -> None:
         """Close both ends."""
@@ -227,18 +216,17 @@ class _PipePair:
 
     def __init__(self, owner: Callable[[], Optional[CallContext]]) -> None:
         self.pipes = [_Pipe("stdout", owner), _Pipe("stderr", owner)]
-        self._poller = select.poll()
+        self._poller, self._polling = select.poll(), threading.Lock()
         for pipe in self.pipes:
             self._poller.register(pipe.read_fd, select.POLLIN)
 
-    def drain(self, *, wait: bool) -> str:
+    def drain(self) -> str:
         """Hand over what both pipes hold; give the text that nobody owns."""
-        if not self._poller.poll(0):
-            if wait:
-                for pipe in self.pipes:
-                    pipe.wait_for_drain()
+        with self._polling:  # a poll object cannot be asked by two threads at once
+            is_ready = bool(self._poller.poll(0))
+        if not is_ready and not any(pipe.is_draining for pipe in self.pipes):
             return ""
-        return "".join(pipe.drain(wait=wait) for pipe in self.pipes)
+        return "".join(pipe.drain() for pipe in self.pipes)
 
     def close(self) -> None:
         """Close both pipes."""
