@@ -71,6 +71,7 @@ class _Fan:
         self._fixed_size, self._size, self._in_flight = chunk_size, chunk_size or 1, in_flight
         self._events: queue.SimpleQueue[tuple[int, Received]] = queue.SimpleQueue()
         self._runs: dict[int, Run] = {}
+        self._ready: dict[int, Iterator[Any]] = {}  # chunks that ended before their turn
         self._sizes: dict[int, int] = {}
         self._next = 0
         self._exhausted = False
@@ -78,29 +79,26 @@ class _Fan:
 
     def values(self, *, ordered: bool) -> Iterator[Any]:
         """Give the values, or raise the first error, in turn."""
-        ready: dict[int, Iterator[Any]] = {}
         turn = 0
         try:
-            self._fill()
-            while self._runs or ready:
-                if ordered and turn in ready:
-                    yield from ready.pop(turn)
-                    turn += 1
-                    continue
-                index, received = self._wait()
-                outcome = self._outcome(received)
-                self._adapt(index, received)
+            while True:
+                outcome = self._ready.pop(turn, None)
                 self._fill()
-                if ordered:
-                    ready[index] = outcome
-                else:
+                if outcome is not None:
+                    turn += 1
                     yield from outcome
+                elif self._runs:
+                    index, received = self._wait()
+                    self._adapt(index, received)
+                    self._ready[index if ordered else turn] = self._outcome(received)
+                else:
+                    return
         finally:
             for run in self._runs.values():
                 run.cancel()
 
     def _fill(self) -> None:
-        while not self._exhausted and len(self._runs) < self._in_flight:
+        while not self._exhausted and len(self._runs) + len(self._ready) < self._in_flight:
             chunk = list(itertools.islice(self._arguments, self._size))
             if not chunk:
                 self._exhausted = True
