@@ -299,4 +299,5 @@ def follow(run: Run, draw: Draw) -> Any:
             if presses > _PATIENCE:
                 raise
             (run.interrupt if presses == 1 else run.kill)()
+    draw(received)
     return run.settle(received)

@@ -99,6 +99,11 @@ class Run:
         """Say that the run entered a phase."""
         self.emit(Stage(self.run_id, phase, text, sent_at=time.time()))
 
+    def tell_running(self) -> None:
+        """Say that the user's code begins, if something was said of what came before."""
+        if self._seq:
+            self.stage("run")
+
     def builder_log(self, text: str) -> None:
         """Pass on what uv says."""
         self.emit(

@@ -149,6 +149,7 @@ class Worker:
             blobs={name: str(self._blobs.path(name)) for name in names},
         )
         self.send(request, buffers)
+        run.tell_running()
         run.buffers = []
         if run.call.timeout is not None:
             loop = asyncio.get_running_loop()
