@@ -26,6 +26,7 @@ _LINE = re.compile(
     re.ASCII,
 )
 _SCHEMES = ("https", "http", "file", "git+https", "git+http", "git+ssh", "git+file")
+_ARCHIVE = re.compile(r"\.(?:whl|zip|tgz|tbz2?|txz|tlz|tar(?:\.[a-z0-9]+)?)$", re.IGNORECASE)
 _PASSWORD = re.compile(r"(?<=://)[^/@\s]+@")
 
 
@@ -60,7 +61,7 @@ def _what_is_wrong(line: str) -> Optional[str]:
     if "\\" in line:
         return "it holds a backslash"
     match = _LINE.fullmatch(line)
-    if match is None:
+    if match is None or _ARCHIVE.search(match["name"]):
         return _about_text(line.strip())
     return _about_url(match["url"]) if match["url"] else None
 
@@ -83,7 +84,7 @@ def _about_text(text: str) -> str:
     scheme = text.partition("://")[0]
     if "://" in text and scheme.lower() in _SCHEMES:
         return "an address needs the name of what is there: 'NAME @ ADDRESS'"
-    if text.startswith((".", "/", "~")) or text.endswith((".whl", ".tar.gz", ".zip")):
+    if text.startswith((".", "/", "~")) or _ARCHIVE.search(text):
         return "a file must be given as 'NAME @ file:///absolute/path', the path being the host's"
     return "it is not a requirement such as 'numpy>=2' (PEP 508)"
 

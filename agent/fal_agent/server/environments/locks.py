@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Lock", "difference", "layers_of", "read_lock", "spec_key", "this_platform", "write_lock"]
 
 _FORMAT = 1
-_PROJECT_FILES = ("pyproject.toml", "setup.py", "setup.cfg")  # whose change means a new build
+_PROJECT_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,13 @@ def spec_key(python: str, layers: Sequence[Sequence[str]]) -> str:
 def marks_of(layers: Sequence[Sequence[str]]) -> str:
     """What tells the contents of local files and folders among the requirements; "" if there are none."""
     paths = [Path(path) for layer in layers for path in map(local_path, layer) if path]
-    marks = [_mark(file) for path in paths for file in (path, *(path / name for name in _PROJECT_FILES))]
+    marks = [_mark(file) for path in paths for file in _decisive(path)]
     return _digest(marks) if marks else ""
+
+
+def _decisive(path: Path) -> list[Path]:
+    """The files whose change means a new build: of a folder, those that describe the project."""
+    return [path / name for name in _PROJECT_FILES] if path.is_dir() else [path]
 
 
 def _mark(path: Path) -> Optional[list[int]]:

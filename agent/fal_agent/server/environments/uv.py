@@ -38,6 +38,7 @@ _NOISE = re.compile(  # says nothing to who asked for packages
 )
 _RESOLVED = re.compile(r"Resolved \d+ packages? in ")  # of pins
 _ANYTHING = re.compile("")
+_ERROR = re.compile(r"error\b|\s+\u00d7")
 _CERTIFICATE = re.compile(r"invalid peer certificate|UnknownIssuer|certificate verify failed", re.IGNORECASE)
 
 
@@ -249,10 +250,15 @@ class Uv:
         path: Optional[str] = None,
     ) -> Completed:
         heard = _without(_NOISE, supervision)
-        done = self._once(arguments, heard, timeout=timeout, stdin=stdin, path=path)
+        complaints: list[str] = []
+        first = _with_complaints_in(complaints, heard)
+        done = self._once(arguments, first, timeout=timeout, stdin=stdin, path=path)
         if done.status != 0 and not self._system_certificates and _CERTIFICATE.search(done.log):
             self._system_certificates = True  # the network's own authority, which only the system knows
             done = self._once(arguments, heard, timeout=timeout, stdin=stdin, path=path)
+        else:
+            for line in complaints:
+                heard.on_line(line)
         if done.timed_out:
             raise UvError(f"uv {arguments[0]} did not end within {timeout:g} s and was stopped", done.log)
         if done.status != 0:
@@ -339,11 +345,23 @@ def _without(noise: re.Pattern[str], supervision: Supervision) -> Supervision:
     return replace(supervision, on_line=hear)
 
 
+def _with_complaints_in(complaints: list[str], supervision: Supervision) -> Supervision:
+    """Keep the lines from the first error on in a list: the next try may make them void."""
+
+    def hear(line: str) -> None:
+        if complaints or _ERROR.match(line):
+            complaints.append(line)
+        else:
+            supervision.on_line(line)
+
+    return replace(supervision, on_line=hear)
+
+
 def _words(done: Completed) -> str:
     """What uv gives as the reason: from its first "error" on."""
     lines = done.log.splitlines()
     for index, line in enumerate(lines):
-        if re.match(r"error\b|\s+\u00d7", line):
+        if _ERROR.match(line):
             return "\n".join(lines[index:])
     if done.status < 0:
         return f"uv was killed by signal {-done.status}"
