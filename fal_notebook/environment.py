@@ -7,6 +7,7 @@ it was made; the agent checks again.
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fal_agent.errors import FalServerlessError, RequirementError
-from fal_agent.requirements import canonical_name, check_line, distribution_name
+from fal_agent.requirements import check_line, distribution_name, masked
 from fal_agent.wire import EnvironmentSpec
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Pep723", "check_python", "environment_spec", "pep723_block", "read_requirements_file"]
 
+_INCLUDE = re.compile(r"(?:-r\s*|--requirement(?:\s+|=))['\"]?(\S.*?)['\"]?")
+_COMMENT = re.compile(r"(?:^|\s)\s*#.*")
 _SHAPE = "requirements must be a list of strings or a list of lists of strings."
 
 
@@ -51,8 +54,8 @@ def environment_spec(
     Args:
         requirements: PEP 508 lines, or lists of them that are installed one after the other.
         python_version: "X.Y"; None is the notebook's.
-        extra: what our own side needs besides cloudpickle; a requirement of the user's of the same
-            name goes before.
+        extra: what our own side needs besides cloudpickle, which is always asked for at the notebook's
+            version. A version or address that the user gives for either goes before.
         compile_bytecode: compile packages when they are installed.
         force: build anew even if it is known.
 
@@ -62,10 +65,8 @@ def environment_spec(
         FalServerlessError: the Python differs from the notebook's, see `check_python`.
     """
     layers = _layers(requirements)
-    for line in (line for layer in layers for line in layer):
-        _check(line)
-    asked = {canonical_name(distribution_name(line)) for layer in layers for line in layer}
-    ours = [line for line in (_cloudpickle(), *extra) if canonical_name(distribution_name(line)) not in asked]
+    chosen = {distribution_name(line) for layer in layers for line in layer if _check(line)}
+    ours = [line for line in (_cloudpickle(), *extra) if distribution_name(line) not in chosen]
     first, *others = layers or [[]]
     return EnvironmentSpec(
         python=check_python(python_version),
@@ -122,11 +123,17 @@ def pep723_block(source: str) -> Pep723 | None:
     content = _toml(text, start)
     unknown = set(content) - {"dependencies", "requires-python", "tool"}
     dependencies, python = content.get("dependencies", []), content.get("requires-python")
-    if unknown or not _is_list_of_str(dependencies) or not isinstance(python, str | None):
-        wrong = f"unknown: {', '.join(sorted(unknown))}" if unknown else "dependencies is a list of strings"
+    wrong = None
+    if unknown:
+        wrong = f"it may not hold {', '.join(sorted(unknown))}"
+    elif not _is_list_of_str(dependencies):
+        wrong = "dependencies must be a list of strings"
+    elif not isinstance(python, str | None):
+        wrong = f'requires-python must be a string such as ">=3.11", not {python!r}'
+    if wrong is not None:
         raise RequirementError(f"the script block in line {start}: {wrong}")
     for line in dependencies:
-        _check(line)
+        _check_dependency(line, start, text)
     if python is not None:
         _check_requires_python(python, start)
     return Pep723(tuple(dependencies), python)
@@ -152,15 +159,27 @@ def _is_list_of_str(value: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def _check(line: str) -> None:
-    """Refuse what is not one requirement; `packaging` knows markers and versions in full."""
+def _check(line: str) -> bool:
+    """Refuse what is not one requirement; give whether it says which version to take here.
+
+    `packaging` knows markers and versions in full.
+    """
     from packaging.requirements import InvalidRequirement, Requirement
 
     check_line(line)
     try:
-        Requirement(line)
+        found = Requirement(line)
     except InvalidRequirement as error:
-        raise RequirementError(f"requirement {line!r}: {str(error).splitlines()[0]}") from None
+        raise RequirementError(f"requirement {masked(line)!r}: {str(error).splitlines()[0]}") from None
+    return bool(found.specifier or found.url) and (found.marker is None or found.marker.evaluate())
+
+
+def _check_dependency(line: str, start: int, text: str) -> None:
+    try:
+        _check(line)
+    except RequirementError as error:
+        inside = next((at for at, row in enumerate(text.splitlines(), 1) if line in row), 0)
+        raise RequirementError(f"the script block, line {start + inside}: {error.message}") from None
 
 
 def _check_requires_python(specifier: str, start: int) -> None:
@@ -171,7 +190,8 @@ def _check_requires_python(specifier: str, start: int) -> None:
         fits = SpecifierSet(specifier).contains(own, prereleases=True)
     except InvalidSpecifier:
         raise RequirementError(
-            f"the script block in line {start}: requires-python {specifier!r} is none"
+            f"the script block in line {start}: requires-python must be a version specifier such as "
+            f'">=3.11", not {specifier!r}'
         ) from None
     if not fits:
         raise RequirementError(
@@ -197,26 +217,38 @@ def _file_lines(path: Path, within: tuple[Path, ...]) -> Iterator[str]:
     if resolved in within:
         raise RequirementError(f"{path} includes itself")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RequirementError(f"the requirements file {path} cannot be read: {error}") from None
     for number, line in _logical_lines(text):
-        flag, _, rest = line.partition(" ")
-        if flag in ("-r", "--requirement") and rest.strip():
-            yield from _file_lines(path.parent / rest.strip(), (*within, resolved))
+        included = _INCLUDE.fullmatch(line)
+        if included:
+            yield from _file_lines(path.parent / included[1], (*within, resolved))
             continue
         try:
-            _check(line)
+            _check_file_line(line)
         except RequirementError as error:
             raise RequirementError(f"{path}, line {number}: {error.message}") from None
         yield line
+
+
+def _check_file_line(line: str) -> None:
+    """Refuse what is not one requirement, and say what to do about what files may hold besides."""
+    if "--hash" in line:
+        raise RequirementError(
+            "hashes are not supported; write the file without them "
+            "(`uv export --no-hashes`, `pip-compile` without --generate-hashes)"
+        )
+    if re.match(r"(-c|--constraint)\b", line):
+        raise RequirementError("constraint files are not supported; write the versions into the lines")
+    _check(line)
 
 
 def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
     """Lines without comments, continued ones joined, with the number of their first."""
     joined, start = "", 0
     for number, raw in enumerate(text.splitlines(), start=1):
-        line = "" if raw.lstrip().startswith("#") else raw.split(" #")[0].rstrip()
+        line = _COMMENT.sub("", raw).rstrip()
         start = start or number
         if line.endswith("\\"):
             joined += line[:-1] + " "
@@ -253,4 +285,6 @@ def _toml(text: str, start: int) -> dict[str, Any]:
     try:
         return dict(toml.loads(text))
     except toml.TOMLDecodeError as error:
-        raise RequirementError(f"the script block in line {start} is not TOML: {error}") from None
+        place = re.fullmatch(r"(.*) \(at line (\d+), column \d+\)", str(error), re.DOTALL)
+        line, problem = (start + int(place[2]), place[1]) if place else (start, str(error))
+        raise RequirementError(f"the script block is not TOML in line {line}: {problem}") from None
