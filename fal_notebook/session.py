@@ -22,7 +22,7 @@ from fal_agent.errors import EnvironmentBuildError, FalServerlessError, Requirem
 from fal_agent.wire import Call, Failure
 from fal_notebook import config, display
 from fal_notebook.cells import CellNames, analyse
-from fal_notebook.environment import check_python, environment_spec, pep723_block, read_requirements_file
+from fal_notebook.environment import environment_spec, pep723_block, read_requirements_file
 from fal_notebook.functions import worker_needs
 from fal_notebook.handles import Handle
 from fal_notebook.hosts.registry import get_host
@@ -158,7 +158,9 @@ class _Session:
             machine_type=options.machine_type or old.machine_type,
             num_gpus=old.num_gpus if options.gpu is None else options.gpu,
         )
-        check_python(settings.python_version)
+        environment_spec(
+            settings.requirements, python_version=settings.python_version
+        )  # refuses what is wrong
         if settings == self._settings and not options.fresh:
             return
         if self._names.is_used and not options.fresh:

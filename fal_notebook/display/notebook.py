@@ -16,12 +16,12 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from fal_agent.wire import Clear, Display, Failure, Log, Result, Stage
-from fal_notebook.display.phases import Phases
+from fal_notebook.display.phases import TICK, Phases, TextDecoder
 
 if TYPE_CHECKING:
     from fal_notebook.hosts.base import Received
 
-__all__ = ["BackgroundFace", "CellFace"]
+__all__ = ["BackgroundFace", "CellFace", "publish_result"]
 
 _REDRAW_SECONDS = 0.2  # between two updates of a display
 _HEAD, _TAIL = 100_000, 200_000  # characters of a background run's text that are shown
@@ -32,21 +32,64 @@ class CellFace:
 
     def __init__(self) -> None:
         self._phases = Phases()
-        self._line = _StatusLine()
+        self._line = _StatusLine(_parent_header())
+        self._decode = TextDecoder()
+        self._lock = threading.RLock()
+        self._ticker: threading.Timer | None = None
 
     def draw(self, received: Received) -> None:
         """Draw one event."""
         event = received.event
-        if isinstance(event, Stage):
-            self._phases.enter(event)
+        with self._lock:
+            if isinstance(event, Stage) and event.phase != "run":
+                self._phases.enter(event)
+                self._look_again()
+            elif isinstance(event, Log) and event.source == "builder":
+                self._phases.add_lines(received.data[0])
+                self._line.show(self._phases)
+            else:
+                self._end_phases(event.sent_at)
+                self._draw_output(received)
+
+    def _look_again(self) -> None:
+        """Keep the line about phases up to date while nothing is heard."""
+        if self._phases.ended_at is None:
             self._line.show(self._phases)
-        elif isinstance(event, Log) and event.source == "builder":
-            self._phases.lines.extend(bytes(received.data[0]).decode("utf-8", "replace").splitlines())
-            self._line.show(self._phases)
-        else:
-            self._phases.end(event.sent_at)
+            self._ticker = threading.Timer(TICK, self._tick)
+            self._ticker.daemon = True
+            self._ticker.start()
+
+    def _tick(self) -> None:
+        with self._lock:
+            if self._ticker is threading.current_thread():
+                self._look_again()
+
+    def _end_phases(self, at: float) -> None:
+        if self._ticker is not None:
+            self._ticker.cancel()
+            self._ticker = None
+        if self._phases.ended_at is None:
+            self._phases.end(at)
             self._line.finish(self._phases)
-            _draw_output(received)
+
+    def _draw_output(self, received: Received) -> None:
+        event = received.event
+        if isinstance(event, Log):
+            stream = sys.stdout if event.stream == "stdout" else sys.stderr
+            stream.write(self._decode(received))
+            stream.flush()
+        elif isinstance(event, Display):
+            content = json.loads(bytes(received.data[0]))
+            data, metadata = content["data"], content["metadata"]
+            display_id = content["transient"].get("display_id")
+            if event.kind == "result":
+                publish_result(data, metadata)
+            else:
+                _publish(data, metadata, display_id=display_id, update=event.kind == "update")
+        elif isinstance(event, Clear):
+            from IPython.display import clear_output
+
+            clear_output(wait=event.wait)
 
 
 class BackgroundFace:
@@ -57,6 +100,7 @@ class BackgroundFace:
         self.text: list[str] = []
         self.is_over = self.has_failed = False
         self._size = 0
+        self._decode = TextDecoder()
         self._board = _running.board()
         self._board.add(self)
 
@@ -65,7 +109,7 @@ class BackgroundFace:
         event = received.event
         with self._board.lock:
             if isinstance(event, Log) and event.source == "user":
-                self._add(bytes(received.data[0]).decode("utf-8", "replace"))
+                self._add(self._decode(received))
             elif isinstance(event, Display):
                 content = json.loads(bytes(received.data[0]))
                 self._board.show(content, update=event.kind == "update")
@@ -190,9 +234,14 @@ _running = _RunningCell()
 
 
 class _StatusLine:
-    """One line about slow phases, updated in place; nothing when all went quickly."""
+    """One line about slow phases, updated in place; nothing when all went quickly.
 
-    def __init__(self) -> None:
+    Args:
+        parent: the message of the cell that it belongs to.
+    """
+
+    def __init__(self, parent: Any) -> None:
+        self._parent = parent
         self._display_id: str | None = None
         self._drawn_at = 0.0
 
@@ -205,9 +254,8 @@ class _StatusLine:
 
     def finish(self, phases: Phases) -> None:
         """Fold to what it came to."""
-        if self._display_id is not None and self._drawn_at >= 0:
+        if phases.is_worth_telling(time.time()):
             self._publish(phases.headline(time.time()), [])
-            self._drawn_at = float("-inf")
 
     def _publish(self, headline: str, lines: list[str]) -> None:
         is_new = self._display_id is None
@@ -217,7 +265,7 @@ class _StatusLine:
             "text/plain": "\n".join([headline, *(f"  {line}" for line in lines)]),
             "text/html": _note(html.escape(headline) + body),
         }
-        _publish(shown, {}, display_id=self._display_id, update=not is_new)
+        _publish(shown, {}, display_id=self._display_id, update=not is_new, parent=self._parent)
 
 
 def _note(content: str) -> str:
@@ -225,31 +273,8 @@ def _note(content: str) -> str:
     return f'<div style="color:#777">fal · {content}</div>'
 
 
-def _draw_output(received: Received) -> None:
-    event = received.event
-    if isinstance(event, Log):
-        stream = sys.stdout if event.stream == "stdout" else sys.stderr
-        stream.write(bytes(received.data[0]).decode("utf-8", "replace"))
-        stream.flush()
-    elif isinstance(event, Display):
-        content = json.loads(bytes(received.data[0]))
-        display_id = content["transient"].get("display_id")
-        if event.kind == "result":
-            _publish_result(content["data"], content["metadata"])
-        else:
-            _publish(
-                content["data"], content["metadata"], display_id=display_id, update=event.kind == "update"
-            )
-    elif isinstance(event, Clear):
-        from IPython.display import clear_output
-
-        clear_output(wait=event.wait)
-    elif not isinstance(event, (Result, Failure)):
-        return
-
-
-def _publish_result(data: dict[str, Any], metadata: dict[str, Any]) -> None:
-    """Show the value of a cell's last expression as the cell's own result."""
+def publish_result(data: dict[str, Any], metadata: dict[str, Any]) -> None:
+    """Show the value of a cell's last expression as the cell's own result; also in a terminal."""
     from IPython import get_ipython
 
     hook = get_ipython().displayhook

@@ -1,4 +1,4 @@
-"""What happens before the user's code runs, told in one line, and only when it takes a while.
+"""What happens before the user's code runs, told in one line, and only when it takes a while; and text.
 
 Runs in the notebook. A quick phase is not worth a line; uv's own lines are kept for when a build is
 slow.
@@ -6,14 +6,19 @@ slow.
 
 from __future__ import annotations
 
+import codecs
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fal_agent.framing import Buffer
     from fal_agent.wire import Stage
+    from fal_notebook.hosts.base import Received
 
-__all__ = ["Phases"]
+__all__ = ["TICK", "Phases", "TextDecoder"]
+
+TICK = 1.0  # seconds between two looks at a phase of which nothing is heard
 
 WORTH_TELLING = 1.0  # seconds
 _KEPT_LINES = 6
@@ -46,6 +51,10 @@ class Phases:
             self.began_at = stage.sent_at
         self._passed.append((stage.phase, stage.text, stage.sent_at))
 
+    def add_lines(self, data: Buffer) -> None:
+        """Take what uv said."""
+        self.lines.extend(bytes(data).decode("utf-8", "replace").splitlines())
+
     def end(self, at: float) -> None:
         """The user's code has begun to say something, or has ended."""
         if self.ended_at is None:
@@ -54,6 +63,11 @@ class Phases:
     def is_worth_telling(self, now: float) -> bool:
         """Whether the phases have taken so long that a person wonders."""
         return self.began_at is not None and (self.ended_at or now) - self.began_at >= WORTH_TELLING
+
+    @property
+    def current(self) -> str:
+        """The phase that was entered last, with what was said of it."""
+        return " ".join(self._passed[-1][:2]) if self._passed else ""
 
     def headline(self, now: float) -> str:
         """What goes on, or went on, in one line."""
@@ -66,3 +80,16 @@ class Phases:
         phase, text, _ = self._passed[-1]
         detail = f" · {text}" if text else ""
         return f"{_WORDS.get(phase, phase)}{detail} · {seconds:.0f} s"
+
+
+class TextDecoder:
+    """Turns the bytes of log events into text; a character may be divided between two of them."""
+
+    def __init__(self) -> None:
+        make = codecs.getincrementaldecoder("utf-8")
+        self._decoders = {"stdout": make("replace"), "stderr": make("replace")}
+
+    def __call__(self, received: Received) -> str:
+        """Give the text of a `Log` event."""
+        stream = getattr(received.event, "stream", "stdout")
+        return self._decoders.get(stream, self._decoders["stdout"]).decode(bytes(received.data[0]))

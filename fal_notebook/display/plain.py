@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fal_agent.wire import Display, Failure, Log, Result, Stage
-from fal_notebook.display.phases import Phases
+from fal_agent.wire import Display, Log, Stage
+from fal_notebook.display.phases import Phases, TextDecoder
 
 if TYPE_CHECKING:
     from fal_notebook.hosts.base import Received
@@ -24,39 +24,49 @@ class TextFace:
 
     def __init__(self) -> None:
         self._phases = Phases()
+        self._decode = TextDecoder()
         self._told = ""
 
     def draw(self, received: Received) -> None:
         """Draw one event."""
         event = received.event
-        if isinstance(event, Log):
-            self._log(event, bytes(received.data[0]).decode("utf-8", "replace"))
-        elif isinstance(event, Stage):
+        if isinstance(event, Stage) and event.phase != "run":
             self._phases.enter(event)
             self._tell()
-        elif isinstance(event, Display):
-            content = json.loads(bytes(received.data[0]))["data"]
-            if event.kind != "update" and "text/plain" in content:
-                sys.stdout.write(content["text/plain"] + "\n")
-        elif isinstance(event, (Result, Failure)):
+        elif isinstance(event, Log) and event.source == "builder":
+            self._phases.add_lines(received.data[0])
+            self._tell()
+        else:
             self._phases.end(event.sent_at)
-
-    def _log(self, event: Log, text: str) -> None:
-        if event.source == "builder":
-            self._phases.lines.extend(text.splitlines())
-            if self._phases.is_worth_telling(time.time()):
-                for line in self._phases.lines:
-                    sys.stderr.write(f"  {line}\n")
-                self._phases.lines.clear()
-            return
-        self._phases.end(event.sent_at)
-        stream = sys.stdout if event.stream == "stdout" else sys.stderr
-        stream.write(text)
-        stream.flush()
+            if isinstance(event, Log):
+                _write(sys.stdout if event.stream == "stdout" else sys.stderr, self._decode(received))
+            elif isinstance(event, Display) and event.kind != "update":
+                _show(event.kind, json.loads(bytes(received.data[0])))
 
     def _tell(self) -> None:
-        if self._phases.is_worth_telling(time.time()):
-            line = self._phases.headline(time.time())
-            if line != self._told:
-                sys.stderr.write(f"{line}\n")
-                self._told = line
+        """Say what goes on, if it takes long."""
+        now = time.time()
+        if not self._phases.is_worth_telling(now):
+            return
+        phase = self._phases.current
+        if phase != self._told:
+            _write(sys.stderr, f"{self._phases.headline(now)}\n")
+            self._told = phase
+        for line in self._phases.lines:
+            _write(sys.stderr, f"  {line}\n")
+        self._phases.lines.clear()
+
+
+def _show(kind: str, content: dict[str, Any]) -> None:
+    ipython = sys.modules.get("IPython")
+    if kind == "result" and ipython is not None and ipython.get_ipython() is not None:
+        from fal_notebook.display.notebook import publish_result
+
+        publish_result(content["data"], content["metadata"])
+    elif "text/plain" in content["data"]:
+        _write(sys.stdout, content["data"]["text/plain"] + "\n")
+
+
+def _write(stream: Any, text: str) -> None:
+    stream.write(text)
+    stream.flush()

@@ -1,0 +1,166 @@
+"""A real Jupyter kernel, driven as a front end drives it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Cell", "Kernel", "start_kernel"]
+
+
+@dataclass
+class Cell:
+    """One executed cell and what a front end shows below it.
+
+    Attributes:
+        outputs: dictionaries as in a notebook file; text of one stream is put together.
+        status: "ok" or "error"; None while it runs.
+    """
+
+    message_id: str
+    outputs: list[dict[str, Any]] = field(default_factory=list)
+    status: str | None = None
+
+    @property
+    def text(self) -> str:
+        """What was printed on stdout."""
+        return self._stream("stdout")
+
+    @property
+    def errors(self) -> str:
+        """What was printed on stderr."""
+        return self._stream("stderr")
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of outputs, in order."""
+        return [output["output_type"] for output in self.outputs]
+
+    @property
+    def result(self) -> str | None:
+        """The plain text of the cell's result."""
+        found = [o["data"]["text/plain"] for o in self.outputs if o["output_type"] == "execute_result"]
+        return found[-1] if found else None
+
+    @property
+    def error(self) -> str:
+        """The error's name and text."""
+        return "".join(f"{o['ename']}: {o['evalue']}" for o in self.outputs if o["output_type"] == "error")
+
+    def _stream(self, name: str) -> str:
+        return "".join(o["text"] for o in self.outputs if o["output_type"] == "stream" and o["name"] == name)
+
+
+class Kernel:
+    """A kernel with the extension loaded.
+
+    Attributes:
+        cells: every cell that was run, the oldest first.
+    """
+
+    def __init__(self, client: Any, manager: Any) -> None:
+        self._client, self._manager = client, manager
+        self.cells: list[Cell] = []
+        self._displays: dict[str, list[dict[str, Any]]] = {}
+
+    def run(self, code: str, *, timeout: float = 90.0) -> Cell:
+        """Run a cell and wait until it has ended and said all."""
+        cell = self.start(code)
+        self.wait(cell, timeout=timeout)
+        return cell
+
+    def start(self, code: str) -> Cell:
+        """Send a cell."""
+        cell = Cell(self._client.execute(code, allow_stdin=False))
+        self.cells.append(cell)
+        return cell
+
+    def wait(self, cell: Cell, *, timeout: float = 90.0) -> None:
+        """Wait until a cell has ended."""
+        end = time.monotonic() + timeout
+        while cell.status is None or not cell.status.endswith("."):
+            self._take(end - time.monotonic())
+        cell.status = cell.status.rstrip(".")
+
+    def wait_for(self, cell: Cell, text: str, *, timeout: float = 60.0) -> None:
+        """Wait until something that contains `text` stands below a cell."""
+        end = time.monotonic() + timeout
+        while text not in str(cell.outputs):
+            self._take(end - time.monotonic())
+
+    def interrupt(self) -> None:
+        """Press the stop button."""
+        self._manager.interrupt_kernel()
+
+    def complete(self, code: str) -> list[str]:
+        """Press Tab at the end of `code`."""
+        reply = self._client.complete(code, reply=True, timeout=30)
+        return list(reply["content"]["matches"])
+
+    def _take(self, timeout: float) -> None:
+        if timeout <= 0:
+            raise TimeoutError(f"the kernel said nothing more; the last cell shows {self.cells[-1].outputs}")
+        try:
+            message = self._client.get_iopub_msg(timeout=min(timeout, 1.0))
+        except queue.Empty:
+            return
+        kind, content = message["msg_type"], message["content"]
+        cell = next((c for c in self.cells if c.message_id == message["parent_header"].get("msg_id")), None)
+        if kind == "update_display_data":
+            for output in self._displays.get(content["transient"]["display_id"], []):
+                output.update(data=content["data"], metadata=content["metadata"])
+        elif cell is not None:
+            self._add(cell, kind, content)
+
+    def _add(self, cell: Cell, kind: str, content: dict[str, Any]) -> None:
+        if kind == "status" and content["execution_state"] == "idle":
+            cell.status = f"{'error' if 'error' in cell.kinds else 'ok'}."
+        elif kind == "stream":
+            last = cell.outputs[-1] if cell.outputs else {}
+            if last.get("output_type") == "stream" and last["name"] == content["name"]:
+                last["text"] += content["text"]
+            else:
+                cell.outputs.append({"output_type": "stream", **content})
+        elif kind in ("display_data", "execute_result", "error"):
+            cell.outputs.append({"output_type": kind, **content})
+            display_id = content.get("transient", {}).get("display_id")
+            if display_id:
+                self._displays.setdefault(display_id, []).append(cell.outputs[-1])
+        elif kind == "clear_output" and not content["wait"]:
+            cell.outputs.clear()
+
+
+@contextlib.contextmanager
+def start_kernel(**environment: str) -> Iterator[Kernel]:
+    """Start a kernel of this Python and load the extension in it.
+
+    Args:
+        environment: variables besides those of this process.
+    """
+    from jupyter_client import KernelManager
+
+    with tempfile.TemporaryDirectory(prefix="fal-kernel-") as folder:
+        manager = KernelManager(transport="ipc", ip=f"{folder}/k")
+        manager.kernel_cmd = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        manager.connection_file = f"{folder}/connection.json"
+        manager.start_kernel(env={**os.environ, "IPYTHONDIR": f"{folder}/ipython", **environment}, cwd=folder)
+        client = manager.blocking_client()
+        client.start_channels()
+        try:
+            client.wait_for_ready(timeout=60)
+            kernel = Kernel(client, manager)
+            loaded = kernel.run("%load_ext fal_notebook")
+            assert loaded.status == "ok", loaded.outputs
+            yield kernel
+        finally:
+            client.stop_channels()
+            manager.shutdown_kernel(now=True)
