@@ -10,11 +10,13 @@ from __future__ import annotations
 import importlib
 import signal
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent.errors import ProtocolError
 from fal_agent.framing import Buffer, FrameDecoder
+from fal_agent.pace import Pace
 from fal_agent.wire import PART_SIZE, BlobPart, Message, decode, encode
 
 if TYPE_CHECKING:
@@ -76,17 +78,21 @@ class Duplex:
         Args:
             name: the blob's name.
             data: its bytes.
-            part_size: bytes of one part.
+            part_size: bytes of the first part; later ones grow or shrink with what the line carries.
             channel: an object with `is_set()`; when that becomes true the rest is not sent.
         """
-        view = memoryview(data)
-        size = len(view)
-        for offset in range(0, size, part_size) if size else (0,):
+        view = memoryview(data).cast("B")
+        size, offset, pace = len(view), 0, Pace(part_size)
+        while offset < size or offset == 0:
             if channel is not None and channel.is_set():
                 return
-            frame = encode(BlobPart(blob=name, offset=offset, size=size), [view[offset : offset + part_size]])
+            part = view[offset : offset + pace.part_size]
+            frame = encode(BlobPart(blob=name, offset=offset, size=size), [part])
+            started = time.monotonic()
             with self._bulk, uninterrupted():
                 self._write(frame)
+            pace.took(time.monotonic() - started)
+            offset += max(1, len(part))
 
     def close(self) -> None:
         """End the stream; `on_close` is called by the reading thread."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Optional, cast
 
 from fal_agent.errors import FalServerlessException, ProtocolError
 from fal_agent.framing import Buffer, FrameDecoder
+from fal_agent.pace import LARGEST, Pace
 from fal_agent.wire import PART_SIZE, BlobPart, Message, decode, encode
 
 if TYPE_CHECKING:
@@ -138,9 +140,19 @@ class Connection(asyncio.Protocol):
             del self._queues[run_id]
 
     async def _send_blob(self, name: str) -> None:
-        for offset, size, data in self._read_parts(name, self.part_size):
-            await self._writable.wait()
-            if self._transport is None:
-                return
-            self._transport.write(encode(BlobPart(blob=name, offset=offset, size=size), [data]))
-            await asyncio.sleep(0)
+        pace = Pace(self.part_size)
+        for offset, size, data in self._read_parts(name, LARGEST):
+            view = memoryview(data)
+            sent = 0
+            while sent < len(view) or not size:
+                started = time.monotonic()
+                await self._writable.wait()
+                if self._transport is None:
+                    return
+                part = view[sent : sent + pace.part_size]
+                self._transport.write(encode(BlobPart(blob=name, offset=offset + sent, size=size), [part]))
+                await asyncio.sleep(0)  # other runs' events may go in between
+                pace.took(time.monotonic() - started)
+                sent += len(part)
+                if not size:
+                    break
