@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.kernel import Kernel, start_kernel
+from support.wheels import make_wheel
 
 from fal_notebook.magics.completion import complete_line
 from fal_notebook.magics.line import COMMANDS
@@ -249,6 +250,65 @@ def test_a_requirement_that_is_wrong_leaves_the_session_as_it_was(fresh: Kernel)
     fresh.run("%%fal\nkept = (i for i in range(3))")
     assert "RequirementError" in fresh.run("%%fal -r 'not a requirement!'\npass").error
     assert fresh.run("%%fal\nnext(kept)").result == "0"
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Requirement lines of packages that are not on any index."""
+    folder = tmp_path_factory.mktemp("wheels")
+    return {name: f"{name} @ {make_wheel(folder, name).as_uri()}" for name in ("probe_a", "probe_b")}
+
+
+def test_a_session_keeps_its_requirements_and_what_is_added_starts_it_anew(
+    fresh: Kernel, wheels: dict[str, str]
+) -> None:
+    fresh.run("mine = [1]")
+    cell = fresh.run(
+        f"%%fal -r '{wheels['probe_a']}'\nimport probe_a\nn = len(mine)\ngone = (i for i in mine)"
+    )
+    assert (cell.error, fresh.run("%%fal\nprobe_a.VERSION").result) == ("", "'1.0'")
+    assert fresh.run(f"%%fal -r '{wheels['probe_a']}'\nnext(gone)").result == "1"
+    cell = fresh.run(f"%%fal -r '{wheels['probe_b']}'\nimport probe_a, probe_b\nmine, 'gone' in globals()")
+    assert cell.result == "([1], False)"
+    assert cell.errors.startswith("The session on local starts anew: it now has probe_b @ file://")
+    assert "No module named 'probe_b'" in fresh.run("%%fal --fresh\nimport probe_b").error
+
+
+def test_requirements_come_from_files_and_script_blocks_too(
+    fresh: Kernel, wheels: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "needs.txt").write_text(wheels["probe_a"] + "\n# a comment\n")
+    block = f'# /// script\n# dependencies = ["{wheels["probe_b"]}"]\n# ///\n'
+    cell = fresh.run(f"%%fal --requirements-file {tmp_path}/needs.txt\n{block}import probe_a, probe_b\n1")
+    assert (cell.error, cell.result) == ("", "1")
+
+
+def test_requirements_are_found_from_imports_when_asked(fresh: Kernel) -> None:
+    """At the notebook's own versions; for a module that the notebook imported too."""
+    fresh.run("import packaging.version as pv\nmine = pv.Version")
+    cell = fresh.run(
+        "%%fal -r auto\nimport tomlkit\npv.Version('1.0') < pv.Version('2.0'), tomlkit.__version__"
+    )
+    here = fresh.run("import tomlkit\n(True, tomlkit.__version__)")
+    assert (cell.error, cell.result) == ("", here.result)
+
+
+def test_a_requirement_that_cannot_be_had_leaves_the_session_as_it_was(fresh: Kernel, tmp_path: Path) -> None:
+    fresh.run("%%fal\nkept = (i for i in range(3))")
+    missing = (tmp_path / "missing-1.0-py3-none-any.whl").as_uri()
+    cell = fresh.run(f"%%fal -r 'missing @ {missing}'\npass")
+    assert cell.error.startswith("EnvironmentBuildError")
+    assert fresh.run("%%fal\nnext(kept)").result == "0"
+
+
+def test_another_python_is_refused_with_the_remedy(fresh: Kernel) -> None:
+    other = "3.9" if sys.version_info[:2] != (3, 9) else "3.10"
+    assert f"python_version='{other}'" in fresh.run(f"%%fal --python {other}\n1").error
+
+
+def test_the_run_of_a_cell_can_be_kept(fresh: Kernel) -> None:
+    fresh.run("%%fal -o run\nx = 5")
+    assert fresh.run("run.done(), run.result()").result == "(True, {'x': 5})"
 
 
 def test_hosts_are_listed_and_chosen(kernel: Kernel) -> None:
