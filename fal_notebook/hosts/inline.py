@@ -265,7 +265,7 @@ def _own_modules_kept() -> Iterator[None]:
 
 
 def _read_only(parcel: Parcel, ref: int | str) -> memoryview:
-    """Give a part of the arguments so that unpickling copies it: the caller's arrays must stay as they are."""
+    """Give a part of the arguments so that unpickling copies it: the caller's arrays must stay."""
     return memoryview(parcel.buffers[ref] if isinstance(ref, int) else parcel.blobs[ref]).toreadonly()
 
 
