@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 sys.path.append(str(ROOT / "tools"))
-from run_notebook import execute, sections  # noqa: E402 - a script, not a package
+from run_notebook import ANSI, execute, sections  # noqa: E402 - a script, not a package
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -30,7 +30,7 @@ def text_of(notebook: Any) -> str:
         for output in cell.get("outputs", []):
             texts += [output.get("text", ""), output.get("data", {}).get("text/plain", "")]
             texts += output.get("traceback", [])
-    return "\n".join(texts)
+    return ANSI.sub("", "\n".join(texts))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
