@@ -5,6 +5,7 @@ Runs in the notebook.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -58,8 +59,17 @@ class LocalHost(AgentHost):
         return AgentClient(stream, host_name=self.name, part_size=_PART_SIZE, blob_folder=root / "blobs")
 
 
+class _Stream(socket.socket):
+    """A socket whose `close` ends the connection even while another thread waits for bytes."""
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # it never was connected, or is not any more
+            self.shutdown(socket.SHUT_RDWR)
+        super().close()
+
+
 def _dial(path: Path) -> socket.socket | None:
-    stream = socket.socket(socket.AF_UNIX)
+    stream = _Stream(socket.AF_UNIX)
     try:
         stream.connect(str(path))
     except OSError:

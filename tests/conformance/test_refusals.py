@@ -58,7 +58,7 @@ def test_a_requirement_line_that_is_not_one_is_refused(host: Host, line: str) ->
         value: int = one()
         return value
 
-    with pytest.raises(ValueError, match="(?i)requirement"):
+    with pytest.raises(ValueError, match=r"(?i)requirement"):
         declare_and_call()
 
 
