@@ -6,6 +6,7 @@ Runs in the notebook. No IPython here, so that the command line's help is the ma
 from __future__ import annotations
 
 import argparse
+import functools
 import shlex
 from typing import NoReturn
 
@@ -23,6 +24,7 @@ class _Parser(argparse.ArgumentParser):
         raise CellOptionsError(f"{message}. `%%fal?` shows the options")
 
 
+@functools.cache
 def cell_parser() -> argparse.ArgumentParser:
     """Make the parser of `%%fal`'s line."""
     parser = _Parser(
