@@ -352,20 +352,30 @@ def test_threads_that_fail_do_not_break_the_worker(agent_host: Host) -> None:
     assert start() == start()
 
 
-def test_a_call_that_closes_the_standard_streams_is_survived(agent_host: Host) -> None:
-    @fal.function(host=agent_host)
-    def close() -> int:
-        sys.stdout.close()
+@pytest.mark.parametrize("how", ["close", "close the buffer", "replace"])
+def test_what_a_call_does_to_the_standard_streams_ends_with_it(
+    agent_host: Host, how: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    @fal.function(host=agent_host, max_concurrency=1)
+    def spoil() -> int:
+        import io
+
+        if how == "close":
+            sys.stdout.close()
+        elif how == "close the buffer":
+            sys.stdout.buffer.close()
+        else:
+            sys.stdout = io.StringIO()
         return os.getpid()
 
-    @fal.function(host=agent_host)
+    @fal.function(host=agent_host, max_concurrency=1)
     def speak() -> int:
-        print("still here")
+        print("still here", flush=True)
+        sys.stdout.buffer.write(b"bytes too\n")
         return os.getpid()
 
-    close()
-    assert speak() > 0
-    assert works(agent_host)
+    assert spoil() == speak()
+    assert capfd.readouterr().out == "still here\nbytes too\n"
 
 
 def test_an_error_here_leaves_no_thread_waiting(host: Host, tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ def test_threads_of_a_call_are_heard(agent_host: Host) -> None:
         from concurrent.futures import ThreadPoolExecutor
 
         with ThreadPoolExecutor(3) as pool:
-            list(pool.map(lambda i: print("thread", i), range(6)))
+            list(pool.map(lambda i: sys.stdout.write(f"thread {i}\n"), range(6)))
 
     assert sorted(heard(threads).out.splitlines()) == [f"thread {i}" for i in range(6)]
 

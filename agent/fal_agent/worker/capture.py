@@ -55,8 +55,9 @@ class Capture:
             os.dup2(pipe.write_fd, fd)
             os.close(pipe.write_fd)
             pipe.write_fd = fd
-        sys.stdout = sys.__stdout__ = CallStream(self, "stdout", 1)  # type: ignore[assignment, misc]
-        sys.stderr = sys.__stderr__ = CallStream(self, "stderr", 2)  # type: ignore[assignment, misc]
+        self._streams = CallStream(self, "stdout", 1), CallStream(self, "stderr", 2)
+        sys.__stdout__, sys.__stderr__ = self._streams  # type: ignore[assignment, misc]
+        sys.stdout, sys.stderr = self._streams
         os.register_at_fork(after_in_child=_use_plain_streams)
         threading.Thread.start = _starting_in_context(threading.Thread.start)  # type: ignore[assignment, method-assign]
         subprocess.Popen.__init__ = self._popen_with_own_pipes(subprocess.Popen.__init__)  # type: ignore[method-assign]
@@ -68,6 +69,8 @@ class Capture:
         """A call starts; `shared` says that others may run in this process at the same time."""
         if shared:
             self._private[call.run_id] = _PipePair(lambda: call)
+        elif call.task.kind != "cell":  # a function before may have left others in their places
+            sys.stdout, sys.stderr = self._streams
         self._calls[call.run_id] = call
 
     def end(self, call: CallContext) -> None:
@@ -264,6 +267,9 @@ class CallStream(io.TextIOBase):
         """Always."""
         return True
 
+    def close(self) -> None:
+        """Stay open: the calls to come print here too."""
+
     def reconfigure(self, **options: Any) -> None:
         """Accept what programs ask of a terminal's stream; this one is UTF-8 and unbuffered anyway."""
 
@@ -284,6 +290,9 @@ class _CallBuffer(io.RawIOBase):
     def writable(self) -> bool:
         """Always."""
         return True
+
+    def close(self) -> None:
+        """Stay open, as the stream of text does."""
 
     def fileno(self) -> int:
         """Descriptor that C code and subprocesses write to."""
