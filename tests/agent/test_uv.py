@@ -155,12 +155,13 @@ def test_a_host_without_uv_says_how_to_get_it(tmp_path: Path) -> None:
     )
     import fal_agent
 
+    shutil.copytree(Path(fal_agent.__file__).parent, tmp_path / "code" / "fal_agent")
     done = subprocess.run(
         [sys.executable, "-S", "-c", script],
         env={
             "PATH": str(tmp_path),
             "HOME": str(tmp_path),
-            "PYTHONPATH": str(Path(fal_agent.__file__).parents[1]),
+            "PYTHONPATH": str(tmp_path / "code"),
         },
         capture_output=True,
         text=True,

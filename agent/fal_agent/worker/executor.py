@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent import failures, pickling
@@ -68,6 +69,11 @@ class Executor:
         task = self._known_tasks[request.template]
         call = CallContext(request, task, self.duplex.send)
         self._calls[request.run_id] = call
+        if request.function_data is not None:
+            # Before any call begins: the next may come without the data, and begin first.
+            with suppress(OSError):  # a blob that cannot be read is that call's own failure
+                data = open_data(request.function_data, buffers, request.blobs)
+                self._shelf.keep(task.function or "", data)
         if task.multiplexing > 1 and task.kind != "cell":
             threading.Thread(
                 target=self._run_in_thread, args=(call, buffers), name=f"fal-{task.label}", daemon=True

@@ -67,7 +67,7 @@ class Shelf:
         """
         if reusable and digest in self._opened:
             return self._opened[digest]  # type: ignore[no-any-return]
-        opened = _open(self._keep(digest, parts))
+        opened = _open(self.keep(digest, parts))
         if reusable:
             self._opened[digest] = opened
         return opened
@@ -89,7 +89,12 @@ class Shelf:
                 self._setup_of[digest] = known
         return known.value(setup)
 
-    def _keep(self, digest: str, parts: Optional[Sequence[Buffer]]) -> Sequence[Buffer]:
+    def keep(self, digest: str, parts: Optional[Sequence[Buffer]]) -> Sequence[Buffer]:
+        """Keep the data of a function, so that calls that come without it find it; give what is kept.
+
+        Raises:
+            UnknownFunctionError: `parts` is None and the data is not kept.
+        """
         with self._lock:
             if digest in self._parts:
                 self._parts.move_to_end(digest)
