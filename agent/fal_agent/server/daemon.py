@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import gc
 import logging
 import os
 import platform
@@ -157,6 +158,7 @@ class _Agent:
             lambda: Connection(self._service.handle, self._service.lost, self._blobs.parts_with_size),
             sock=listener,
         )
+        gc.freeze()  # what is there now stays: collections need not look at it again
         _log.info("agent %s serves at %s with Python %s", os.getpid(), path, platform.python_version())
         try:
             await self._keep_house()
@@ -218,7 +220,7 @@ class _Agent:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._ended.wait(), 0.25)
             now = time.monotonic()
-            self._pool.end_idle()
+            self._pool.tend()
             if self._service.connections or self._service.active_runs() or self._pool.workers:
                 self._idle_since = now
             elif now - self._idle_since > self._idle:

@@ -302,8 +302,14 @@ class Pool:
             worker.end()
         return len(workers)
 
-    def end_idle(self) -> None:
-        """End the workers whose time has passed."""
+    def tend(self) -> None:
+        """Record the runs that have been running for a while; end the workers whose time has passed."""
+        for worker in self.workers:
+            for run in worker.runs.values():
+                run.record_running()
+        self._end_idle()
+
+    def _end_idle(self) -> None:
         now = time.monotonic()
         for worker in list(self.workers):
             if worker.runs or not worker.is_ready or worker.is_ending:

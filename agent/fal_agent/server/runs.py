@@ -61,6 +61,7 @@ class Run:
         self.on_finish: list[Callable[[Run], None]] = []
         self._journal = journal
         self._seq = 0
+        self._is_recorded = False
 
     @property
     def call(self) -> Call:
@@ -118,6 +119,12 @@ class Run:
         """Enter a state that is not final."""
         self.state = state
         self._journal.set_state(self.run_id, state)
+
+    def record_running(self) -> None:
+        """Put into the journal that the run is running: worth it only for one that takes a while."""
+        if self.state == "running" and not self._is_recorded:
+            self._is_recorded = True
+            self._journal.set_state(self.run_id, "running")
 
     def detach(self) -> None:
         """The notebook is away: acknowledge in its stead from here on."""

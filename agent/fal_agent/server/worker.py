@@ -42,7 +42,6 @@ __all__ = ["Worker"]
 _log = logging.getLogger(__name__)
 _INTERRUPT_GRACE = 5.0  # seconds that a call whose time is over has to react to its interrupt
 _END_GRACE = 2.0  # seconds between asking a worker to end and making it
-_LONG = 0.2  # seconds after which it is worth recording that a run is running
 _EVENTS = (Log, Display, Clear, Progress, Item, Result, Failure)
 
 
@@ -154,7 +153,6 @@ class Worker:
         if run.call.timeout is not None:
             loop = asyncio.get_running_loop()
             run.timers["timeout"] = loop.call_later(run.call.timeout, self._time_out, run)
-        run.timers["running"] = asyncio.get_running_loop().call_later(_LONG, run.set_state, "running")
 
     def send(self, message: Message, buffers: Sequence[Buffer] = ()) -> None:
         """Send a message to the process."""
