@@ -127,6 +127,10 @@ class Worker:
             return
         function_data, buffers = None, run.buffers
         if digest is not None and digest not in self._known:
+            if digest not in self._functions:
+                run.fail("agent", f"{run.call.label} waited so long that its code was let go of; call it again")
+                self._on_release(self, run)
+                return
             function_data, function_buffers = self._functions.data(digest, offset=len(buffers))
             buffers = buffers + function_buffers
             self._known.add(digest)
@@ -134,7 +138,7 @@ class Worker:
         if prepared.name not in self._known:
             task = prepared.task(str(self._blobs.outbox(str(self.pid))))
             self._known.add(prepared.name)
-            self._adopt_settings(run)
+        self._adopt_settings(run)
         run.worker = self
         self.runs[run.run_id] = run
         run.state = "running"
