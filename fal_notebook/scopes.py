@@ -58,7 +58,12 @@ def names_of(python: str, filename: str = "<cell>") -> Names:
         ValueError: it holds null bytes.
     """
     tree = ast.parse(python, filename=filename)
-    flow = _Flow(Names(), _function_tables(symtable.symtable(python, filename, "exec")))
+    augmented = {node.target for node in ast.walk(tree) if isinstance(node, ast.AugAssign)}
+    flow = _Flow(
+        Names(),
+        _function_tables(symtable.symtable(python, filename, "exec")),
+        augmented={target.id for target in augmented if isinstance(target, ast.Name)},
+    )
     flow.annotations_wait = sys.version_info >= (3, 14) or _imports_annotations(tree)
     flow.visit(tree)
     flow.names.assured = flow.definite
@@ -79,11 +84,12 @@ class _Flow(ast.NodeVisitor):
         tables: dict[tuple[str, int], list[symtable.SymbolTable]],
         parent: _Flow | None = None,
         *,
+        augmented: set[str],
         is_comprehension: bool = False,
     ) -> None:
         self.names = names
         self.annotations_wait: bool = parent is not None and parent.annotations_wait
-        self._tables = tables
+        self._tables, self._augmented = tables, augmented
         self._parent = parent
         self._is_comprehension = is_comprehension
         self.definite: set[str] = set()
@@ -230,7 +236,7 @@ class _Flow(ast.NodeVisitor):
     ) -> None:
         self.visit(generators[0].iter)  # the outermost iterable belongs to the scope around
         around = self if self._is_comprehension else self._module  # a class body's names are not seen inside
-        inner = _Flow(self.names, self._tables, around, is_comprehension=True)
+        inner = _Flow(self.names, self._tables, around, augmented=self._augmented, is_comprehension=True)
         for index, generator in enumerate(generators):
             inner.visit_all([generator.iter] if index else [])
             inner.visit_all([generator.target, *generator.ifs])
@@ -269,13 +275,13 @@ class _Flow(ast.NodeVisitor):
 
     def _visit_body(self, name: str, line: int) -> None:
         for table in self._tables.get((name, line), ()):
-            self.load_later(*_outer_names(table))
+            self.load_later(*_outer_names(table, self._augmented))
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
         self.visit_all(node.decorator_list)
         bases = [*node.bases, *(keyword.value for keyword in node.keywords)]
         self._with_type_parameters(node, lambda: self.visit_all(bases))
-        body = _Flow(self.names, self._tables, self._module)
+        body = _Flow(self.names, self._tables, self._module, augmented=self._augmented)
         body.definite.update(_type_parameters(node))
         body.visit_all(node.body)
         self.store(node.name)
@@ -399,15 +405,21 @@ def _tables_within(table: symtable.SymbolTable) -> Iterator[symtable.SymbolTable
         yield from _tables_within(child)
 
 
-def _outer_names(table: symtable.SymbolTable) -> tuple[set[str], set[str]]:
-    """Give the module's names that a function, or one inside it, reads, and those it binds."""
+def _outer_names(table: symtable.SymbolTable, augmented: set[str]) -> tuple[set[str], set[str]]:
+    """Give the module's names that a function, or one inside it, reads, and those it binds.
+
+    Args:
+        table: the function's.
+        augmented: names before `+=` and the like anywhere, which reads them; symbol tables do not tell.
+    """
     reads, stores = set(), set()
     for scope in (table, *_tables_within(table)):
         for symbol in scope.get_symbols():
             falls_through = (
                 scope.get_type() == "class" and symbol.is_local()
             )  # read before the class binds it
-            if symbol.is_referenced() and (symbol.is_global() or falls_through):
+            is_read = symbol.is_referenced() or symbol.get_name() in augmented
+            if is_read and (symbol.is_global() or falls_through):
                 reads.add(symbol.get_name())
             is_bound = symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace()
             if symbol.is_declared_global() and is_bound:

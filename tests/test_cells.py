@@ -44,6 +44,7 @@ def reads(code: str) -> set[str]:
         ("class A(B):\n    c = d\n    e = c\n    def m(self):\n        return c", {"B", "d", "c"}),
         ("@deco\ndef f() -> T:\n    global g\n    g = h", {"deco", "T", "h"}),
         ("def f():\n    x = 1\n    def g():\n        nonlocal x\n        x = y\n    return g", {"y"}),
+        ("def f():\n    global g\n    g += 1\n    class C:\n        c += 1", {"g", "c"}),
         ("s = f'{x!r:>{w}}'", {"x", "w"}),
         (
             "match v:\n    case [a, *rest]:\n        print(a, rest)\n    case _:\n        b = c",
