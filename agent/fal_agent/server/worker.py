@@ -128,7 +128,7 @@ class Worker:
         function_data, buffers = None, run.buffers
         if digest is not None and digest not in self._known:
             if digest not in self._functions:
-                run.fail("agent", f"{run.call.label} waited so long that its code was let go of; call it again")
+                run.fail("agent", f"{run.call.label} waited so long that its code was let go; call it again")
                 self._on_release(self, run)
                 return
             function_data, function_buffers = self._functions.data(digest, offset=len(buffers))
