@@ -98,11 +98,13 @@ def test_the_readme_names_every_option_of_the_cell_magic() -> None:
     assert [options for options in spellings if not options & named] == []
 
 
-@pytest.mark.parametrize("command", ["doctor", "hosts", "envs", "status", "stop"])
-def test_the_commands_that_the_readme_names_exist(command: str) -> None:
+def test_the_readme_names_every_command() -> None:
+    """Those of the terminal and those of the notebook, as the programs know them."""
     from fal_notebook.cli import app
+    from fal_notebook.magics.line import COMMANDS
 
-    names = {item.name or item.callback.__name__ for item in app.registered_commands}
+    rows = dict(re.findall(r"^\| \*\*(.+?)\*\* \| (.+) \|$", README, re.MULTILINE))
+    commands = {item.name or getattr(item.callback, "__name__", "") for item in app.registered_commands}
 
-    assert command in names
-    assert re.search(rf"`{command}`|fal-notebook {command}", README)
+    assert set(re.findall(r"`(?:fal-notebook )?([a-z]+)`", rows["Command line"])) == commands
+    assert set(re.findall(r"`(?:%fal )?([a-z]+)`", rows["Line magic"])) == set(COMMANDS)
