@@ -33,6 +33,10 @@ def ssh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SSHServer]:
 @pytest.fixture(scope="session")
 def ssh_host(ssh_server: SSHServer) -> Iterator[Host]:
     """The server as a host."""
+    root = ssh_server.home / ".fal_notebook" / f"tests-{os.getpid()}"  # other test runs have theirs
+    settings = Path(os.environ["FAL_NOTEBOOK_CONFIG"]) / "hosts.toml"
+    settings.parent.mkdir(exist_ok=True)
+    settings.write_text(f'[hosts.gpu-box]\nroot = "~/.fal_notebook/{root.name}"\n')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FAL_SSH_CONFIG", str(ssh_server.config_path))
         host = registry.get_host("gpu-box")
@@ -40,6 +44,7 @@ def ssh_host(ssh_server: SSHServer) -> Iterator[Host]:
         if getattr(host, "is_connected", False):
             host.ask("shutdown")
         host.close()
+    shutil.rmtree(root, ignore_errors=True)
 
 
 @pytest.fixture

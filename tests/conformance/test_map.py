@@ -180,8 +180,8 @@ def test_leaving_the_loop_cancels_what_is_in_flight(agent_host: Host, public_fol
         import pathlib
         import time
 
-        pathlib.Path(public_folder, str(item)).touch()
         try:
+            pathlib.Path(public_folder, str(item)).touch()
             time.sleep(60 if item else 0)
         except KeyboardInterrupt:
             pathlib.Path(public_folder, "stopped").touch()

@@ -223,8 +223,8 @@ def test_a_running_call_is_stopped_by_cancel(agent_host: Host, public_folder: Pa
         import pathlib
         import time
 
-        pathlib.Path(begun).touch()
         try:
+            pathlib.Path(begun).touch()
             time.sleep(60)
         except KeyboardInterrupt:
             pathlib.Path(ended).touch()

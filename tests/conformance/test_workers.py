@@ -273,8 +273,8 @@ def test_a_keyboard_interrupt_here_interrupts_the_call_there(fresh: Host, public
     def sleep() -> None:
         import time
 
-        (public_folder / "begun").touch()
         try:
+            (public_folder / "begun").touch()
             time.sleep(60)
         finally:
             (public_folder / "ended").touch()
@@ -296,9 +296,9 @@ def test_a_second_interrupt_kills_a_worker_that_does_not_listen(fresh: Host, pub
         import time
 
         (public_folder / "pid").write_text(str(os.getpid()))
-        (public_folder / "begun").touch()
         while True:
             try:
+                (public_folder / "begun").touch()
                 time.sleep(60)
             except KeyboardInterrupt:
                 (public_folder / "ignored").touch()
@@ -356,6 +356,24 @@ def test_cancelling_at_once_never_hangs(fresh: Host) -> None:
 
     assert all(run.done() for run in runs)
     assert nap() == before
+
+
+def test_interrupts_of_quick_calls_in_threads_lose_no_call(fresh: Host) -> None:
+    """An interrupt that comes when its call is over must strike neither our code nor another call."""
+
+    @fal.function(host=fresh, max_multiplexing=4, max_concurrency=1)
+    def nap(i: int) -> int:
+        return i if i >= 0 else os.getpid()
+
+    before = nap(-1)
+    for _ in range(5):
+        runs = [nap.submit(i) for i in range(20)]
+        for run in runs:
+            run.interrupt()
+        for i, run in enumerate(runs):
+            assert isinstance(run.exception(timeout=20), KeyboardInterrupt) or run.result() == i
+
+    assert nap(-1) == before
 
 
 def test_children_of_a_call_end_with_its_worker(fresh: Host, public_folder: Path) -> None:

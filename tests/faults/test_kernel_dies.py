@@ -21,8 +21,8 @@ LONG_CALL = """
 
     @fal.function(host=fal.local, keep_alive=0.3, {options})
     def work():
-        (folder / "begun").touch()
         try:
+            (folder / "begun").touch()
             while not (folder / "go").exists():
                 print("x" * 10_000)   # more than fits in anything, with nobody reading
                 time.sleep(0.001)

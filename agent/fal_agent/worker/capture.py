@@ -80,16 +80,16 @@ class Capture:
         if own is not None:
             own.drain()
             own.close()
-        self._log(self._pipes.drain())
+        self.log(self._pipes.drain())
         self._calls.pop(call.run_id, None)
 
     def write(self, stream: str, text: str) -> None:
         """Take text that Python code wrote."""
         call = self.current_call()
         if call is None:
-            self._log(text)
+            self.log(text)
             return
-        self._log(self._private.get(call.run_id, self._pipes).drain())
+        self.log(self._private.get(call.run_id, self._pipes).drain())
         call.write(stream, text)
         if not self._wake.is_set():
             self._wake.set()
@@ -112,10 +112,11 @@ class Capture:
                 if owner is not None and not owner.has_credit:
                     time.sleep(_FLUSH_AFTER)  # its reader is slow: the pipe fills up and the writer waits
                     continue
-                self._log(pipes[fd].drain())
+                self.log(pipes[fd].drain())
                 self._wake.set()
 
-    def _log(self, text: str) -> None:
+    def log(self, text: str) -> None:
+        """Write text that belongs to no call into the worker's own log."""
         if text:
             with contextlib.suppress(OSError):  # a full disk must not break a print that nobody waits for
                 os.write(self._log_fd, text.encode("utf-8", "replace"))

@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -127,9 +128,11 @@ class Executor:
         self._struck = True
 
     def _run_in_thread(self, call: CallContext, buffers: list[bytes]) -> None:
-        with self._switch:
-            self._threads[call.run_id] = threading.get_ident()
-        self._run(call, buffers, shared=True)
+        try:
+            self._run(call, buffers, shared=True)
+        except BaseException:  # noqa: BLE001 - a fault of ours: the process ends, so that the agent tells its calls
+            self._capture.log(traceback.format_exc())
+            os._exit(os.EX_SOFTWARE)
 
     # ------------------------------------------------------------ one call
 
@@ -137,17 +140,17 @@ class Executor:
         token = CURRENT_CALL.set(call)
         self._capture.begin(call, shared=shared)
         started = time.perf_counter()
-        finish: Callable[[], None]
-        try:
-            finish = self._outcome(call, buffers, started, shared=shared)
-        except KeyboardInterrupt as error:  # struck between the user's code and ours
-            finish = self._failure(call, error)
-        finally:
-            with self._switch:
-                self._threads.pop(call.run_id, None)
-                if self._main_run == call.run_id:
-                    self._main_run = None
-            self._interruptible = self._interruptible and shared
+        error: Optional[BaseException] = None
+        while True:
+            try:
+                if error is None:
+                    finish = self._outcome(call, buffers, started, shared=shared)
+                else:
+                    finish = self._failure(call, error)
+                self._leave(call, shared=shared)
+                break
+            except KeyboardInterrupt as struck:  # between the user's code and ours
+                error = struck
         self._capture.end(call)
         with self._switch:
             self._calls.pop(call.run_id, None)
@@ -155,12 +158,25 @@ class Executor:
         CURRENT_CALL.reset(token)
         finish()
 
+    def _leave(self, call: CallContext, *, shared: bool) -> None:
+        """From here on an interrupt does not strike this call any more."""
+        with self._switch:
+            ident = self._threads.pop(call.run_id, None)
+            if ident is not None:  # one that was raised and has not struck yet is taken back
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), None)
+            if self._main_run == call.run_id:
+                self._main_run = None
+            self._interruptible = self._interruptible and shared
+
     def _outcome(
         self, call: CallContext, buffers: list[bytes], started: float, *, shared: bool
     ) -> Callable[[], None]:
         """Run the call; give what sends its result or failure."""
         try:
-            if not shared:
+            if shared:
+                with self._switch:
+                    self._threads[call.run_id] = threading.get_ident()
+            else:
                 self._interruptible = True
             try:
                 if call.run_id in self._early or (self._struck and not shared):
