@@ -64,7 +64,7 @@ demo: build/demo/wheel.stamp ## Run notebooks/quickstart.ipynb on this machine a
 
 .PHONY: lab
 lab: build/lab/wheel.stamp ## Open the notebooks in JupyterLab
-	build/lab/bin/jupyter lab --notebook-dir notebooks
+	build/lab/bin/jupyter lab --notebook-dir notebooks $(shell [ "$$(id -u)" -ne 0 ] || echo --allow-root) $(LAB)
 
 # ---------------------------------------------------------------- what a developer does
 
