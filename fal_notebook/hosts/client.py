@@ -67,8 +67,10 @@ class AgentExecution:
         self.parcel: Parcel | None = parcel  # until the agent is known to have it
         self.sink = sink
         self.last_seq = 0
-        self.sent = False
+        self.sent = False  # the agent has it, as far as we know
+        self.was_sent = False  # it may have it
         self.withdrawn = threading.Event()
+        self.turn = threading.Lock()  # held while it is decided whether the call is sent or withdrawn
         self._client = client
         self._owed = 0
 
@@ -82,15 +84,27 @@ class AgentExecution:
 
     def interrupt(self) -> None:
         """Raise KeyboardInterrupt in this call alone."""
-        self._client.send_if_open(Interrupt(self.run_id))
+        if not self._withdraw("interrupted", "KeyboardInterrupt"):
+            self._client.send_if_open(Interrupt(self.run_id))
 
     def cancel(self) -> None:
         """Take the call out of the queue, or interrupt it."""
-        self._client.send_if_open(Cancel(self.run_id))
+        if not self._withdraw("cancelled", "the call was cancelled"):
+            self._client.send_if_open(Cancel(self.run_id))
 
     def kill(self) -> None:
         """End the worker that runs the call."""
-        self._client.send_if_open(Kill(self.run_id))
+        if not self._withdraw("cancelled", "the call was cancelled"):
+            self._client.send_if_open(Kill(self.run_id))
+
+    def _withdraw(self, kind: str, message: str) -> bool:
+        """End a call whose data is still on its way, so that it is never sent; False if it has been."""
+        with self.turn:
+            if self.sent:
+                return False
+            self.withdrawn.set()
+        self._client.give_up(self, kind, message)
+        return True
 
 
 class AgentClient:
@@ -125,6 +139,7 @@ class AgentClient:
         self._naming, self._numbers = threading.Lock(), itertools.count(1)
         self._functions: set[str] = set()  # digests that the agent has
         self._blobs: set[str] = set()  # names that the agent has
+        self._uploads: dict[str, threading.Lock] = {}  # by blob
         self._greeted = threading.Event()
         self._problem: str | None = None
         self._closed = threading.Event()
@@ -232,19 +247,22 @@ class AgentClient:
             else:
                 refs = list(range(len(buffers), len(buffers) + len(parcel.function_data)))
                 buffers += parcel.function_data
-        template, is_new = self._template(call)
-        self._send(
-            Submit(
-                execution.run_id,
-                template,
-                parcel.arguments,
-                call=call if is_new else None,
-                function_data=refs,
-                again=execution.sent,
-            ),
-            buffers,
-        )
-        execution.sent = True
+        with execution.turn:
+            if execution.withdrawn.is_set():
+                return
+            template, is_new = self._template(call)
+            self._send(
+                Submit(
+                    execution.run_id,
+                    template,
+                    parcel.arguments,
+                    call=call if is_new else None,
+                    function_data=refs,
+                    again=execution.was_sent,
+                ),
+                buffers,
+            )
+            execution.sent = execution.was_sent = True
         if digest is not None:
             self._functions.add(digest)
 
@@ -271,14 +289,17 @@ class AgentClient:
             )
         try:
             for name, data in blobs.items():
-                if name not in self._blobs:
-                    self._send_blob(name, data, execution)
-                    self._blobs.add(name)
+                with self._uploading(name):  # two calls with the same data: the second waits for the first
+                    if name not in self._blobs:
+                        self._send_blob(name, data, execution)
+                        if execution.withdrawn.is_set():
+                            return
+                        self._blobs.add(name)
             self._send_submit(execution)
         except LinkLostError:
             return  # the reading thread reports it to every call
         except OSError as error:
-            self._fail(execution, "link", f"data for {self.host_name!r} could not be sent: {error}")
+            self.give_up(execution, "link", f"data for {self.host_name!r} could not be sent: {error}")
 
     def _send_blob(self, name: str, data: Buffer, execution: AgentExecution) -> None:
         if self._blob_folder is not None:
@@ -354,9 +375,14 @@ class AgentClient:
         for box in list(self._answers.values()):
             box.put(None)
         for execution in list(self._executions.values()):
-            self._fail(execution, "link", str(self._lost_error()))
+            self.give_up(execution, "link", str(self._lost_error()))
 
-    def _fail(self, execution: AgentExecution, kind: str, message: str) -> None:
+    def _uploading(self, name: str) -> threading.Lock:
+        with self._naming:
+            return self._uploads.setdefault(name, threading.Lock())
+
+    def give_up(self, execution: AgentExecution, kind: str, message: str) -> None:
+        """End a call from this side, as a failure of the given kind."""
         execution.withdrawn.set()
         if self._executions.pop(execution.run_id, None) is not None:
             failure = Failure(

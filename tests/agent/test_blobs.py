@@ -92,7 +92,6 @@ def test_any_kind_of_buffer_may_be_written(store: BlobStore) -> None:
     [
         (5, 10, b"12345"),  # a hole
         (3, 10, b"45678"),  # backwards
-        (0, 10, b"12345"),  # anew
         (4, 11, b"5"),  # another size
         (4, 10, b"1234567"),  # beyond the end
         (4, 10, b""),  # nothing
@@ -110,6 +109,15 @@ def test_a_part_out_of_order_is_refused_and_the_blob_forgotten(
     assert incoming(store) == []
     put(store, "a", b"0123456789")
     assert content(store, "a") == b"0123456789"
+
+
+def test_a_sender_that_gave_up_half_way_may_begin_anew(store: BlobStore) -> None:
+    store.write("a", 0, 10, b"1234")
+
+    put(store, "a", b"0123456789")
+
+    assert content(store, "a") == b"0123456789"
+    assert incoming(store) == []
 
 
 @pytest.mark.parametrize(

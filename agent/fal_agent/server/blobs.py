@@ -102,6 +102,9 @@ class BlobStore:
             if (writer, name) in self._refused and offset > 0:
                 return False
             incoming = self._incoming.get((writer, name))
+            if incoming is not None and offset == 0 and incoming.written:
+                self._drop(writer, name)  # its sender gave up half-way and begins anew
+                incoming = None
             if incoming is None:
                 if _size(path) == size and 0 <= offset <= end <= size:
                     if offset == 0:
