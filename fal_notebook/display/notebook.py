@@ -186,7 +186,7 @@ class _Board:
         body = "".join(text if text.endswith("\n") else text + "\n" for text in texts if text)
         shown = {
             "text/plain": f"{headline}\n{body}".rstrip("\n"),
-            "text/html": _note(html.escape(headline)) + (f"<pre>{html.escape(body)}</pre>" if body else ""),
+            "text/html": _note(html.escape(headline)) + (_text(body) if body else ""),
         }
         # An update is found by its id, whatever cell it comes from; some front ends hear only the
         # cell that is running.
@@ -271,6 +271,11 @@ class _StatusLine:
 def _note(content: str) -> str:
     """HTML of a remark of ours, which is not to be mistaken for the cell's own output."""
     return f'<div style="color:#777">fal · {content}</div>'
+
+
+def _text(content: str) -> str:
+    """HTML of text as a cell prints it; front ends put wide margins around their own."""
+    return f'<pre style="margin:0; padding:0">{html.escape(content)}</pre>'
 
 
 def publish_result(data: dict[str, Any], metadata: dict[str, Any]) -> None:
