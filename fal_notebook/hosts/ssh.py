@@ -11,7 +11,7 @@ import shlex
 import threading
 from typing import TYPE_CHECKING
 
-from fal_agent.errors import HostUnreachableError
+from fal_agent.errors import HostError, HostUnreachableError, LinkLostError
 from fal_notebook import config
 from fal_notebook.hosts.agent_host import AgentHost, agent_answer, agent_idle
 from fal_notebook.hosts.archive import source_archive
@@ -105,7 +105,22 @@ class SSHHost(AgentHost):
             link.close()
 
     def _connect(self) -> AgentClient:
-        link, settings = self.link, config.load().host(self.name)
+        known = self._link
+        link = self.link
+        try:
+            return self._connect_over(link)
+        except HostError as error:
+            if link is not known or (link.is_alive and not isinstance(error, LinkLostError)):
+                raise
+        # The connection we had was breaking, and we are the first to find out.
+        with self._link_lock:
+            if self._link is link:
+                self._link = None
+        link.close()
+        return self._connect_over(self.link)
+
+    def _connect_over(self, link: ParamikoLink) -> AgentClient:
+        settings = config.load().host(self.name)
         archive = source_archive()
         facts = self._probe(link, settings.root or "~/.fal_notebook", settings.python, archive.digest)
         root, python = facts["root"], facts["python"]

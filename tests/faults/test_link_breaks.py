@@ -70,6 +70,22 @@ def test_a_link_that_broke_between_calls_is_made_anew(far: SSHHost, ssh_server: 
     assert pid() == before  # the worker was kept
 
 
+def test_a_call_right_after_the_link_broke_works(far: SSHHost, ssh_server: SSHServer) -> None:
+    """Whoever notices first, the connection or the call, the call makes a new link."""
+
+    @fal.function(host=far)
+    def one() -> int:
+        return 1
+
+    one()
+    for _ in range(5):
+        agent = far.connect()
+        agent.close()  # the agent's stream is gone; the link is found broken only when it is used
+        until(lambda agent=agent: not agent.is_open)
+        ssh_server.kill_connections()
+        assert one() == 1
+
+
 def test_a_restarted_server_is_found_again(far: SSHHost, ssh_server: SSHServer) -> None:
     @fal.function(host=far)
     def one() -> int:
