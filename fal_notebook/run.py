@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Items", "Run", "follow", "load_result", "start"]
 
+_WAKE_SECONDS = 0.5  # between two looks at whether the kernel was interrupted
 _PATIENCE = 2  # KeyboardInterrupts after which `follow` no longer waits for the host
 
 Decode = Callable[[Received], Any]
@@ -87,7 +88,7 @@ class Run(Future[Any]):
         return True
 
     def __await__(self) -> Generator[Any, None, Any]:
-        return asyncio.wrap_future(self).__await__()
+        return _awaited(self).__await__()
 
     # ------------------------------------------------------------ control
 
@@ -192,6 +193,18 @@ class Run(Future[Any]):
             return self._decode(received), None
         except Exception as error:  # noqa: BLE001 - opening runs the user's code; its error is the outcome
             return None, error
+
+
+async def _awaited(run: Run) -> Any:
+    """Await a run, waking the loop now and then: a kernel's loop sleeps through its interrupt else."""
+    future = asyncio.wrap_future(run)
+    try:
+        while not future.done():
+            await asyncio.wait([future], timeout=_WAKE_SECONDS)
+    except asyncio.CancelledError:
+        future.cancel()  # `wait` leaves it alone
+        raise
+    return future.result()
 
 
 class Items(Iterator[Any]):

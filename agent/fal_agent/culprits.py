@@ -126,6 +126,8 @@ def _contents(cell: Any) -> list[Any]:
 
 
 def _of_instance(value: Any) -> Iterator[tuple[str, Any]]:
+    if _refuses(value):
+        return
     wrapped = getattr(value, "__wrapped__", None)
     if isinstance(wrapped, types.FunctionType):
         yield "", wrapped
@@ -138,6 +140,17 @@ def _of_instance(value: Any) -> Iterator[tuple[str, Any]]:
         for name in (slots,) if isinstance(slots, str) else tuple(slots):
             if hasattr(value, name):
                 yield f".{name}", getattr(value, name)
+
+
+def _refuses(value: Any) -> bool:
+    """Whether it is its class's own word that it cannot be pickled, whatever its parts are."""
+    if not any("__reduce__" in vars(cls) for cls in type(value).__mro__ if cls is not object):
+        return False
+    try:
+        value.__reduce__()
+    except Exception:  # noqa: BLE001 - runs the user's code
+        return True
+    return False
 
 
 def _short(key: Any) -> str:

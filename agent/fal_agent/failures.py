@@ -160,11 +160,16 @@ def _pickle_one(error: BaseException) -> Optional[list[bytes]]:
     for make in (_as_it_is, _rebuilt, _bare):
         try:
             parts = [bytes(part) for part in pickling.dump_parts(make(error))]
-            if sum(map(len, parts)) <= _MAX_PICKLE and type(pickling.load(parts)) is type(error):
+            if sum(map(len, parts)) <= _MAX_PICKLE and _is_like(pickling.load(parts), error, make):
                 return parts
         except Exception:  # noqa: BLE001, S112, PERF203 - the next way asks less of the class
             continue
     return None
+
+
+def _is_like(opened: Any, error: BaseException, make: Any) -> bool:
+    """Whether it says what the error says: pickle calls a constructor with `args` it may have changed."""
+    return type(opened) is type(error) and (make is not _as_it_is or _text(opened) == _text(error))
 
 
 def _as_it_is(error: BaseException) -> Any:

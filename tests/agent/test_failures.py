@@ -293,3 +293,19 @@ def test_the_detail_always_fits_a_frame() -> None:
 
     assert len(json.dumps(detail)) < MAX_HEADER * 3 // 4 + 1
     assert len(message) <= 4096
+
+
+class Composed(ValueError):
+    """Its constructor changes what pickle will call it with."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"over {number}")
+
+
+def test_an_error_whose_constructor_makes_its_text_comes_back_with_that_text() -> None:
+    """Pickle calls the class with `args`: "over over 3" is not what the user raised."""
+    _, _, _, parts = describe(Composed(3))
+
+    [error] = opened(parts)
+    assert str(error) == "over 3"
+    assert isinstance(error, Composed)
