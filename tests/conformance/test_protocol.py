@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import socket
 import stat
 import struct
 import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.raw_client import RawClient
 
 import fal_notebook as fal
 from fal_agent import pickling
-from fal_agent.framing import FrameDecoder
 from fal_agent.paths import default_root, socket_path
-from fal_agent.wire import Ask, Call, Hello, Message, Ping, Result, Submit, decode, encode
+from fal_agent.wire import Ask, Call, Ping, Result, Submit
 from fal_notebook.environment import environment_spec
 from fal_notebook.hosts import registry
 from fal_notebook.hosts.archive import source_archive
@@ -22,39 +21,6 @@ from fal_notebook.hosts.archive import source_archive
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-
-class RawClient:
-    """A notebook that speaks to the local agent's socket frame by frame."""
-
-    def __init__(self, path: Path, *, client_id: str = "", hello: bool = True) -> None:
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(20)
-        self.socket.connect(str(path))
-        self._decoder = FrameDecoder()
-        self._waiting: list[Any] = []
-        if hello:
-            self.send(Hello(client_id or uuid.uuid4().hex))
-            self.receive("welcome")
-
-    def send(self, message: Message, buffers: Any = ()) -> None:
-        self.socket.sendall(encode(message, buffers))
-
-    def receive(self, *types: str) -> Any:
-        """Give the next message of one of some types; None at the end of the stream."""
-        while True:
-            while self._waiting:
-                frame = self._waiting.pop(0)
-                message = decode(frame)
-                if message.type in types:
-                    return message, frame.buffers
-            data = self.socket.recv(1 << 16)
-            if not data:
-                return None
-            self._waiting += self._decoder.feed(data)
-
-    def close(self) -> None:
-        self.socket.close()
 
 
 @pytest.fixture

@@ -156,7 +156,18 @@ class Executor:
             self._calls.pop(call.run_id, None)
             self._early.discard(call.run_id)
         CURRENT_CALL.reset(token)
-        finish()
+        try:
+            finish()
+        except OSError as problem:
+            self._report_unkept(call, problem)
+
+    def _report_unkept(self, call: CallContext, problem: OSError) -> None:
+        """Say that what a call gave cannot be put on the disk, where large data waits for the agent."""
+        message = (
+            f"what {call.task.label}() gave cannot be kept on the host until it is fetched: {problem}. "
+            "Free space there, or return less"
+        )
+        call.finish(lambda _: Failure(call.run_id, "resources", message, sent_at=time.time()), [])
 
     def _leave(self, call: CallContext, *, shared: bool) -> None:
         """From here on an interrupt does not strike this call any more."""
