@@ -283,6 +283,9 @@ def _lost(failure: Failure, host_name: str) -> BaseException:
     message = _named(failure.message, host_name)
     if status in (-_SIGKILL, 128 + _SIGKILL) and "memory" not in message:
         message += "; most likely the machine ran out of memory. Use less memory, or a bigger machine_type"
+    message += (
+        ". What that process kept (cached values, names of a session) is gone; the next call starts a new one"
+    )
     return errors.WorkerLostError(message, status if isinstance(status, int) else None)
 
 

@@ -47,6 +47,7 @@ RETURN_LIMIT = 1 << 20  # bytes; a larger value stays on the host. FAL_NOTEBOOK_
 _EVERYTHING = 1 << 62  # bytes
 _TRIES = 3  # the session may be started anew between two of them
 _LABEL_LENGTH = 60
+_TELLS_NOTHING = ("import ", "from ", "#", "@", "%")
 _AUTO = "auto"
 _REFUSALS = (EnvironmentBuildError, RequirementError, ResourceError)  # the cell's needs cannot be met
 _REFUSAL_KINDS = ("environment", "requirement", "resources")
@@ -104,7 +105,7 @@ class _Cell:
     Attributes:
         names: what it reads and binds.
         place: "code", "filename", "first_line" and "source" of its request.
-        label: its first line.
+        label: its first line that says something.
     """
 
     def __init__(self, shell: Any, code: str) -> None:
@@ -119,7 +120,9 @@ class _Cell:
             "first_line": first_line,
             "source": source,
         }
-        self.label = next((line.strip() for line in code.splitlines() if line.strip()), "")[:_LABEL_LENGTH]
+        lines = [line.strip() for line in code.splitlines() if line.strip()]
+        telling = (line for line in lines if not line.startswith(_TELLS_NOTHING))
+        self.label = next(telling, lines[0] if lines else "")[:_LABEL_LENGTH]
         self.names = _names_in(shell, code, filename, first_line)
 
     def imports(self) -> set[str]:
