@@ -34,7 +34,7 @@ setup: .venv/stamp ## Make .venv, for development: this folder (editable), linte
 	@touch $@
 
 .PHONY: setup-system
-setup-system: ## Install an OpenSSH server for the tests that need one (root, Debian or Ubuntu)
+setup-system: ## Install an OpenSSH server and shells for the tests that need them (root, Debian or Ubuntu)
 	@tools/setup-system
 
 $(WHEEL): $(PACKAGED)
@@ -72,6 +72,7 @@ lab: build/lab/wheel.stamp ## Open the notebooks in JupyterLab
 # imported, so a file that is missing in the wheel is missing in the tests.
 .PHONY: test
 test: build/test/wheel.stamp ## Build the wheel and run every test against it
+	@[ "$$(id -u)" -ne 0 ] || tools/setup-system
 	@rm -rf build/check
 	@mkdir -p build/check
 	@cp -R tests notebooks docs benchmarks tools .ci Makefile pyproject.toml .gitignore *.md LICENSE build/check/

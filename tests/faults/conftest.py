@@ -11,6 +11,7 @@ import sys
 import tempfile
 import textwrap
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,7 +91,8 @@ class Bed:
         for host in self.hosts:
             host.close()
         for pid in self.processes():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it may end by itself in this very moment
+                os.kill(pid, signal.SIGKILL)
 
 
 def _pids() -> list[int]:
