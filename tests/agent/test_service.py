@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -56,12 +57,26 @@ def start(root: Path, *, python: str = sys.executable, idle: float = 20, **varia
     return answer
 
 
+@contextlib.contextmanager
+def short_folder() -> Iterator[Path]:
+    """A host's folder; its path is short, as sockets want it."""
+    folder = Path(tempfile.mkdtemp(prefix="fal-service-"))
+    yield folder / "root"
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture(scope="module")
 def root() -> Iterator[Path]:
-    """A host's folder; short, as sockets want it."""
-    folder = Path(tempfile.mkdtemp(prefix="fal-service-")) / "root"
-    yield folder
-    shutil.rmtree(folder.parent, ignore_errors=True)
+    """The folder of the agent that most tests here share."""
+    with short_folder() as folder:
+        yield folder
+
+
+@pytest.fixture
+def own_root() -> Iterator[Path]:
+    """A folder for an agent of the test's own."""
+    with short_folder() as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +126,8 @@ def test_starting_twice_finds_the_same_agent(root: Path, path: Path) -> None:
     client.close()
 
 
-def test_agents_started_at_once_are_one() -> None:
-    folder = Path(tempfile.mkdtemp(prefix="fal-service-"))
-    command = [sys.executable, "-m", "fal_agent", "start", "--root", folder / "r", "--digest", DIGEST]
+def test_agents_started_at_once_are_one(own_root: Path) -> None:
+    command = [sys.executable, "-m", "fal_agent", "start", "--root", own_root, "--digest", DIGEST]
     environment = {**os.environ, "PYTHONPATH": str(CODE)}
     started = [
         subprocess.Popen([*command, "--idle", "1"], env=environment, stdout=subprocess.PIPE) for _ in "abcd"
@@ -126,18 +140,16 @@ def test_agents_started_at_once_are_one() -> None:
     client.close()
 
     until(lambda: not is_alive(pid))  # idle for its second
-    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("version", ["3.9", "3.10", "3.12", "3.13"])
-def test_the_agent_runs_on_every_supported_python(version: str) -> None:
+def test_the_agent_runs_on_every_supported_python(version: str, own_root: Path) -> None:
     """The host's own Python runs it, whatever the notebook's is."""
     found = sorted(Path("~/.pyenv/versions").expanduser().glob(f"{version}.*/bin/python"))
     python = str(found[-1]) if found else shutil.which(f"python{version}")
     if python is None:
         pytest.skip(f"no Python {version} on this machine")
-    folder = Path(tempfile.mkdtemp(prefix="fal-service-"))
-    client = RawClient(Path(start(folder / "r", python=python, idle=0.5)["socket"]), hello=False)
+    client = RawClient(Path(start(own_root, python=python, idle=0.5)["socket"]), hello=False)
     client.send(Hello("me"))
     welcome, _ = client.receive("welcome")
     submit, buffers = call(lambda: 41 + 1)
@@ -151,7 +163,6 @@ def test_the_agent_runs_on_every_supported_python(version: str) -> None:
     assert isinstance(result, Result), result
     assert pickling.load(parts) == 42
     until(lambda: not is_alive(welcome.pid))
-    shutil.rmtree(folder)
 
 
 def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
@@ -167,9 +178,8 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
     assert "FAL_NOTEBOOK_HOME" in answer["error"]
 
 
-def test_a_socket_file_left_by_a_killed_agent_is_no_obstacle() -> None:
-    folder = Path(tempfile.mkdtemp(prefix="fal-service-"))
-    first = start(folder / "r", idle=0.5)
+def test_a_socket_file_left_by_a_killed_agent_is_no_obstacle(own_root: Path) -> None:
+    first = start(own_root, idle=0.5)
     client = RawClient(Path(first["socket"]))
     client.send(Ask("1", "status"))
     pid = client.receive("answer")[0].content["agent"]["pid"]
@@ -177,7 +187,7 @@ def test_a_socket_file_left_by_a_killed_agent_is_no_obstacle() -> None:
     until(lambda: not is_alive(pid))
     assert Path(first["socket"]).exists()
 
-    second = start(folder / "r", idle=0.5)
+    second = start(own_root, idle=0.5)
     other = RawClient(Path(second["socket"]))
     other.send(Ping(1))
 
