@@ -94,23 +94,25 @@ class FrameDecoder:
         """
         if self._error is not None:
             raise self._error
-        source: Buffer = data
-        if self._pending:
-            self._pending += data
-            if len(self._pending) < self._needed:
-                return []
-            source = bytes(self._pending)
-        try:
-            frames, used = self._cut(memoryview(source))
-        except ProtocolError as error:
-            self._error = error
-            self._pending.clear()
-            raise
-        if self._pending:
-            del self._pending[:used]
-        elif used < len(data):
-            self._pending += memoryview(data)[used:]
+        if not self._pending:
+            view = memoryview(data)
+            frames, used = self._try(view)
+            self._pending += view[used:]
+            return frames
+        self._pending += data
+        if len(self._pending) < self._needed:
+            return []
+        with memoryview(self._pending) as view:  # no copy: frames take what they keep
+            frames, used = self._try(view)
+        del self._pending[:used]
         return frames
+
+    def _try(self, view: memoryview) -> tuple[list[Frame], int]:
+        try:
+            return self._cut(view)
+        except ProtocolError as error:
+            self._error, self._pending = error, bytearray()
+            raise
 
     def _cut(self, view: memoryview) -> tuple[list[Frame], int]:
         frames: list[Frame] = []
