@@ -225,9 +225,14 @@ class AgentClient:
         try:
             self._duplex.send(message, buffers)
         except OSError as error:
-            self._problem = self._problem or str(error)
-            self._duplex.close()
-            raise self._lost_error() from None
+            raise self._broken(error) from None
+
+    def _broken(self, error: OSError) -> LinkLostError:
+        """The stream does not take bytes any more: end it, so that the next call connects again."""
+        self._problem = self._problem or str(error)
+        self._closed.set()
+        self._duplex.close()
+        return self._lost_error()
 
     def _function_needs_blobs(self, parcel: Parcel) -> bool:
         if not parcel.function_data or parcel.call.function in self._functions:
@@ -304,8 +309,11 @@ class AgentClient:
     def _send_blob(self, name: str, data: Buffer, execution: AgentExecution) -> None:
         if self._blob_folder is not None:
             _write_blob(self._blob_folder, name, data)
-        else:
+            return
+        try:
             self._duplex.send_blob(name, data, part_size=self._part_size, channel=execution.withdrawn)
+        except OSError as error:
+            raise self._broken(error) from None
 
     # ------------------------------------------------------------ the reading thread
 
