@@ -54,7 +54,6 @@ class Run(Future[Any]):
         self._cancelling = threading.RLock()
         self._opened: tuple[Any, BaseException | None] | None = None
         self._traceback: types.TracebackType | None = None  # of the error, before it was raised here
-        self._has_items = False
 
     # ------------------------------------------------------------ a future
 
@@ -145,7 +144,6 @@ class Run(Future[Any]):
                 self._settle(received)
         elif isinstance(event, Item):
             self.inbox.put(received)
-            self._has_items = True
             if self._on_event is not None:
                 self._settle(received)  # the value is the iterator, and that is there
         elif self._on_event is None:

@@ -84,7 +84,7 @@ class Worker:
         self.keep_alive = 0.0
         self.keep_at_least = 0
         self.kept_for = ""
-        self.idle_since = self.started_at = time.monotonic()
+        self.idle_since = time.monotonic()
         self.is_ready = False
         self.is_ending = False
         self.start_problem = ""
