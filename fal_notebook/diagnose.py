@@ -258,7 +258,7 @@ def _uv(facts: dict[str, str]) -> Check:
     if facts.get("uv"):
         return Check("uv", True, f"{facts.get('uv_version')} at {facts['uv']}")
     system, _, machine = facts.get("system", "").partition(" ")
-    if (system, machine) in uv_binary._PLATFORMS:  # noqa: SLF001 - the one place that knows
+    if uv_binary.can_bring(system, machine):
         return Check("uv", True, f"not there; it will be brought along ({system} {machine})")
     fix = "curl -LsSf https://astral.sh/uv/install.sh | sh   # on the host"
     return Check("uv", False, f"not there, and none can be brought to {system} {machine}", fix)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fal_agent.errors import HostUnreachableError
 
-__all__ = ["uv_for"]
+__all__ = ["can_bring", "uv_for"]
 
 _PLATFORMS = {
     ("Linux", "x86_64"): "x86_64-unknown-linux-musl",
@@ -19,6 +19,11 @@ _PLATFORMS = {
     ("Linux", "arm64"): "aarch64-unknown-linux-musl",
 }
 _TIMEOUT = 300.0  # seconds
+
+
+def can_bring(system: str, machine: str) -> bool:
+    """Whether there is a static uv for a platform, named as `uname -s` and `uname -m` do."""
+    return (system, machine) in _PLATFORMS
 
 
 def uv_for(host_name: str, system: str, machine: str) -> bytes:

@@ -99,22 +99,16 @@ class Executor:
             elif run_id in self._calls:
                 self._early.add(run_id)
 
-    def stop(self) -> None:
-        """Let `run_forever` return after the present call."""
-        self._tasks.put(None)
-
     # ------------------------------------------------------------ the main thread
 
     def run_forever(self) -> None:
-        """Run calls on the main thread until `stop`."""
+        """Run calls on the main thread, as long as the process lives."""
         signal.signal(signal.SIGINT, self._on_sigint)
         while True:
             try:
                 task = self._tasks.get()
             except KeyboardInterrupt:  # meant for a call that has just ended
                 continue
-            if task is None:
-                return
             call, buffers = task
             if signal.getsignal(signal.SIGINT) != self._on_sigint:  # the last call has set its own
                 signal.signal(signal.SIGINT, self._on_sigint)
