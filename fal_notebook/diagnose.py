@@ -260,7 +260,7 @@ def _uv(facts: dict[str, str]) -> Check:
     system, _, machine = facts.get("system", "").partition(" ")
     if uv_binary.can_bring(system, machine):
         return Check("uv", True, f"not there; it will be brought along ({system} {machine})")
-    fix = "curl -LsSf https://astral.sh/uv/install.sh | sh   # on the host"
+    fix = "python3 -m pip install --user uv   # on the host"
     return Check("uv", False, f"not there, and none can be brought to {system} {machine}", fix)
 
 
