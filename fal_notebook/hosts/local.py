@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
 import sys
-import uuid
 from pathlib import Path
 
 from fal_agent.errors import HostUnreachableError
+from fal_agent.folders import appearing_whole
 from fal_agent.paths import code_folder, default_root, socket_path
 from fal_notebook.hosts.agent_host import AgentHost, agent_answer, agent_idle
 from fal_notebook.hosts.archive import Archive, source_archive
@@ -85,19 +84,10 @@ def _unpack(root: Path, archive: Archive) -> Path:
     if folder.is_dir():
         return folder
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    beside = folder.with_name(f".{archive.digest}-{uuid.uuid4().hex[:8]}")
-    beside.mkdir(parents=True, mode=0o700)
-    try:
+    with appearing_whole(folder) as beside:
         for name, content in archive.files.items():
             (beside / name).parent.mkdir(parents=True, exist_ok=True)
             (beside / name).write_bytes(content)
-        try:
-            beside.rename(folder)
-        except OSError:  # somebody else was quicker
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return folder
 
 

@@ -10,11 +10,11 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent.errors import AppFileUploadException
+from fal_agent.folders import appearing_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,9 +38,7 @@ def lay_out_files(root: Path, files: Sequence[list[Any]], blob_path: Callable[[s
     if folder.is_dir():
         os.utime(folder)
         return folder
-    beside = root / f".{name}-{uuid.uuid4().hex[:8]}"
-    beside.mkdir(parents=True, mode=0o700)
-    try:
+    with appearing_whole(folder) as beside:
         for relative, blob, mode in files:
             source = blob_path(blob)
             if source is None:
@@ -49,13 +47,6 @@ def lay_out_files(root: Path, files: Sequence[list[Any]], blob_path: Callable[[s
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
             target.chmod(0o600 | (int(mode) & 0o111))
-        try:
-            beside.rename(folder)
-        except OSError:  # somebody else was quicker
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return folder
 
 

@@ -71,6 +71,7 @@ class Pool:
         self._slots, self._devices, self._reaper = slots, devices, reaper
         self._make_worker, self._is_connected = make_worker, is_connected
         self._queues: dict[_Queue, deque[Run]] = {}
+        self._explaining: set[_Queue] = set()  # queues whose runs will be told why they wait
         self._running: dict[str, int] = {}  # calls in progress by scale key
         self._tasks: set[asyncio.Task[None]] = set()
         self.workers: list[Worker] = []
@@ -129,8 +130,8 @@ class Pool:
                 self._keep_spare(run, queue[0])
         if not waiting:
             self._queues.pop(queue, None)
-        elif not waiting[0].told_to_wait:
-            asyncio.get_running_loop().call_later(_TELL_AFTER, self._explain, queue)
+        else:
+            self._explain_later(queue)
 
     def _may_run(self, run: Run) -> bool:
         scaling = run.call.scaling
@@ -150,11 +151,20 @@ class Pool:
         # A worker that is in use already comes first, then one with a session, whose models are shared.
         return max(candidates, key=lambda worker: (len(worker.runs), bool(worker.sessions)), default=None)
 
+    def _explain_later(self, queue: _Queue) -> None:
+        """See to it that those who wait are told why; one timer serves the whole queue."""
+        waiting = self._queues.get(queue)
+        if waiting and not waiting[-1].told_to_wait and queue not in self._explaining:
+            self._explaining.add(queue)
+            asyncio.get_running_loop().call_later(_TELL_AFTER, self._explain, queue)
+
     def _explain(self, queue: _Queue) -> None:
+        self._explaining.discard(queue)
         for ahead, run in enumerate(self._queues.get(queue, ())):
             if not run.told_to_wait and time.monotonic() - run.queued_at >= _TELL_AFTER * 0.9:
                 run.told_to_wait = True
                 run.stage("queue", self._reason(run, queue[0], ahead))
+        self._explain_later(queue)
 
     def _reason(self, run: Run, key: WorkerKey, ahead: int) -> str:
         mine = [worker for worker in self.workers if worker.key == key]
@@ -174,8 +184,7 @@ class Pool:
         key, run = queue[0], self._queues[queue][0]
         mine = [worker for worker in self.workers if worker.key == key]
         starting = sum(1 for worker in mine if not worker.is_ready)
-        eligible = [item for item in self._queues[queue] if self._may_run(item)]
-        if not eligible or starting >= len(eligible):
+        if not self._may_run(run) or starting >= len(self._queues[queue]):
             return
         if run.call.session is not None:
             if any(run.call.session in worker.sessions for worker in mine) or starting:
