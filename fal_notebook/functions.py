@@ -76,7 +76,8 @@ class Function:
         __tracebackhide__ = True
         host = self.host
         draw = display.drawer()
-        run = start(host, self._parcel(host, args, kwargs, snapshot=False))
+        parcel = self._parcel(host, args, kwargs, snapshot=False)
+        run = start(host, parcel, attended=not self._yields)
         if self._yields:
             return Items(run, draw)
         return follow(run, draw)

@@ -38,7 +38,6 @@ _SMALL = 4096  # bytes; a smaller part stays in the message though others become
 _MAX_SMALL = 32
 _MAX_INLINE_PARTS = 1024
 
-_ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes))
 _NO_ARGUMENTS = [pickle.dumps(((), {}), 5)]
 
 
@@ -259,7 +258,7 @@ def pack_arguments(
     if not kwargs:
         if not args:
             return _NO_ARGUMENTS  # type: ignore[return-value] # a list of bytes is a list of buffers nobody changes
-        if _ATOMS.issuperset(map(type, args)):
+        if pickling.ATOMS.issuperset(map(type, args)):
             return [pickle.dumps((args, kwargs), 5)]
     by_value = local_modules.follow_edits()
     try:

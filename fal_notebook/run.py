@@ -125,9 +125,9 @@ class Run(Future[Any]):
 
     # ------------------------------------------------------------ the host's side
 
-    def begin(self, parcel: Parcel) -> None:
-        """Send the call."""
-        execution = self.host.submit(parcel, self._take, run_id=self.run_id)
+    def begin(self, parcel: Parcel, *, attended: bool = False) -> None:
+        """Send the call; `attended` says that this thread will wait for it."""
+        execution = self.host.submit(parcel, self._take, run_id=self.run_id, attended=attended)
         with self._beginning:
             for received in self._early:
                 execution.acknowledge(received)
@@ -151,6 +151,14 @@ class Run(Future[Any]):
         else:
             self._on_event(received)
             self.acknowledge(received)
+
+    def receive(self) -> Received:
+        """Wait for the next event of an attended run."""
+        if self._execution is not None:
+            received = self._execution.receive()
+            if received is not None:
+                return received
+        return self.inbox.get()
 
     def settle(self, received: Received) -> Any:
         """Take the last event of a foreground run; give its value, or raise its error."""
@@ -266,7 +274,14 @@ def load_result(received: Received) -> Any:
     return pickling.load(received.data)
 
 
-def start(host: Host, parcel: Parcel, *, decode: Decode = load_result, on_event: Draw | None = None) -> Run:
+def start(
+    host: Host,
+    parcel: Parcel,
+    *,
+    decode: Decode = load_result,
+    on_event: Draw | None = None,
+    attended: bool = False,
+) -> Run:
     """Start a call.
 
     Args:
@@ -275,12 +290,13 @@ def start(host: Host, parcel: Parcel, *, decode: Decode = load_result, on_event:
         decode: makes the value of the result event.
         on_event: called with each event but items, in order, in a thread of the host's; None
             keeps them for `follow`.
+        attended: `follow` will be called at once.
 
     Raises:
         HostError: the machine cannot be reached.
     """
     run = Run(host, parcel.call.label, decode, on_event)
-    run.begin(parcel)
+    run.begin(parcel, attended=attended)
     return run
 
 
@@ -297,7 +313,7 @@ def follow(run: Run, draw: Draw) -> Any:
     presses = 0
     while True:
         try:
-            received = run.inbox.get()
+            received = run.receive()
             event = received.event
             if isinstance(event, (Result, Failure)):
                 break

@@ -22,12 +22,12 @@ from fal_agent.wire import PART_SIZE, BlobPart, Message, decode, encode
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["Duplex", "uninterrupted"]
+__all__ = ["Duplex", "c_signal", "uninterrupted"]
 
 _READ_SIZE = 512 << 10
 
 # The C functions below those of `signal`, which turn numbers into enums and back: 10 us a message.
-_c_signal: Any = importlib.import_module("_signal")
+c_signal: Any = importlib.import_module("_signal")
 
 
 class Duplex:
@@ -72,19 +72,21 @@ class Duplex:
         with uninterrupted():
             self._write(data)
 
-    def send_blob(self, name: str, data: Buffer, *, part_size: int = PART_SIZE, channel: Any = None) -> None:
+    def send_blob(
+        self, name: str, data: Buffer, *, part_size: int = PART_SIZE, stop: Callable[[], bool] = bool
+    ) -> None:
         """Send a blob in parts; other messages come between them.
 
         Args:
             name: the blob's name.
             data: its bytes.
             part_size: bytes of the first part; later ones grow or shrink with what the line carries.
-            channel: an object with `is_set()`; when that becomes true the rest is not sent.
+            stop: asked before each part; when it says yes the rest is not sent.
         """
         view = memoryview(data).cast("B")
         size, offset, pace = len(view), 0, Pace(part_size)
         while offset < size or offset == 0:
-            if channel is not None and channel.is_set():
+            if stop():
                 return
             part = view[offset : offset + pace.part_size]
             frame = encode(BlobPart(blob=name, offset=offset, size=size), [part])
@@ -131,15 +133,15 @@ def uninterrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = _c_signal.getsignal(signal.SIGINT)
+    previous = c_signal.getsignal(signal.SIGINT)
     if not callable(previous):  # ignored, or set by something that is not Python
         yield
         return
     held: list[Any] = []
-    _c_signal.signal(signal.SIGINT, lambda *args: held.append(args))
+    c_signal.signal(signal.SIGINT, lambda *args: held.append(args))
     try:
         yield
     finally:
-        _c_signal.signal(signal.SIGINT, previous)
+        c_signal.signal(signal.SIGINT, previous)
         if held:
             previous(*held[0])

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Union
 from fal_agent.errors import ProtocolError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 __all__ = ["MAX_BODY", "MAX_BUFFERS", "MAX_HEADER", "Buffer", "Frame", "FrameDecoder", "encode_frame"]
 
@@ -34,8 +34,21 @@ MAX_BUFFERS = 4096
 
 _MAGIC = b"fn"
 _PREFIX = struct.Struct("!2sHII")
-_dumps = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, check_circular=False).encode
-_loads = json.JSONDecoder().decode
+_scan: Callable[[str, int], tuple[Any, int]] = vars(json.JSONDecoder())["scan_once"]  # allows no white space
+
+
+def _make_dumps() -> Callable[[Any], str]:
+    """Give `JSONEncoder.encode`, but keep the C encoder that this makes anew for each text."""
+    slow = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, check_circular=False)
+    make = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:
+        return slow.encode
+    quote = json.encoder.encode_basestring_ascii
+    encode = make(None, slow.default, quote, None, ":", ",", False, False, True)
+    return lambda value: "".join(encode(value, 0))
+
+
+_dumps = _make_dumps()
 
 
 class Frame(NamedTuple):
@@ -95,6 +108,8 @@ class FrameDecoder:
         if self._error is not None:
             raise self._error
         if not self._pending:
+            if type(data) is bytes and (frame := self._whole(data)) is not None:
+                return [frame]
             view = memoryview(data)
             frames, used = self._try(view)
             self._pending += view[used:]
@@ -106,6 +121,24 @@ class FrameDecoder:
             frames, used = self._try(view)
         del self._pending[:used]
         return frames
+
+    def _whole(self, data: bytes) -> Frame | None:
+        """Give the frame that some bytes are, if they are one frame without errors: the usual case."""
+        size = len(data)
+        if size < _PREFIX.size:
+            return None
+        magic, count, header_length, body_length = _PREFIX.unpack_from(data)
+        header_start = _PREFIX.size + 4 * count
+        body_start = header_start + header_length
+        if magic != _MAGIC or body_start + body_length != size:
+            return None
+        if count > MAX_BUFFERS or header_length > MAX_HEADER or body_length > MAX_BODY:
+            return None
+        lengths = struct.unpack_from(f"!{count}I", data, _PREFIX.size)
+        if sum(lengths) != body_length:
+            return None
+        header = _parse_header(data[header_start:body_start])
+        return Frame(header, _slices(data, body_start, lengths))
 
     def _try(self, view: memoryview) -> tuple[list[Frame], int]:
         try:
@@ -150,15 +183,15 @@ def _check_prefix(magic: bytes, count: int, header_length: int, body_length: int
 
 def _parse_header(text: bytes) -> dict[str, Any]:
     try:
-        header = _loads(text.decode("ascii"))
-    except (ValueError, RecursionError) as error:
+        header, end = _scan(text.decode("ascii"), 0)
+    except (ValueError, RecursionError, StopIteration) as error:
         raise ProtocolError(f"a frame's header is not JSON: {error}") from None
-    if not isinstance(header, dict):
+    if not isinstance(header, dict) or end != len(text):
         raise ProtocolError("a frame's header is not a JSON object")
     return header
 
 
-def _slices(view: memoryview, start: int, lengths: Iterable[int]) -> list[bytes]:
+def _slices(view: bytes | memoryview, start: int, lengths: Iterable[int]) -> list[bytes]:
     buffers = []
     for length in lengths:
         buffers.append(bytes(view[start : start + length]))

@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 
     from fal_agent.framing import Buffer
 
-__all__ = ["dump", "dump_parts", "explain", "last_of", "load", "measure"]
+__all__ = ["ATOMS", "dump", "dump_parts", "explain", "last_of", "load", "measure"]
 
 _OUT_OF_BAND = 8 << 10  # bytes; a smaller buffer costs less inside the pickle
 _PROTOCOL = 5
+ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes))  # their pickles hold nothing else
 
 _registering = threading.RLock()  # cloudpickle's list of modules to send by value is one per process
 _natives: weakref.WeakSet[type] = weakref.WeakSet()  # classes made here that went out by value
@@ -64,6 +65,8 @@ def dump(
     Raises:
         FalSerializationError: it cannot be pickled; the message names the path to the culprit.
     """
+    if type(value) in ATOMS:
+        return [pickle.dumps(value, _PROTOCOL)]
     try:
         with _sending_by_value(by_value):
             return dump_parts(value, attributes)
@@ -198,6 +201,7 @@ def _pickler_type() -> Callable[..., pickle.Pickler]:
         _thread.RLock: _reduce_rlock,
         functools._lru_cache_wrapper: _reduce_lru_cache,  # noqa: SLF001 - the type has no other name
         types.TracebackType: _reduce_traceback,
+        types.CodeType: _reduce_code,
     }
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle has no types
@@ -252,6 +256,20 @@ def _reduce_rlock(_lock: Any) -> tuple[Any, ...]:
 def _reduce_traceback(_traceback: Any) -> tuple[Any, ...]:
     """Frames stay where they are; tracebacks of failures travel as text (see `fal_agent.failures`)."""
     return _nothing, ()
+
+
+def _reduce_code(code: types.CodeType) -> tuple[Any, ...]:
+    """Keep the name of the file: cloudpickle from 3.1.3 on replaces it, and tracebacks lose their lines."""
+    import cloudpickle
+
+    make, arguments = cloudpickle.Pickler.dispatch_table[types.CodeType](code)
+    return _make_code, (make, arguments, "".join(code.co_filename))
+
+
+def _make_code(
+    make: Callable[..., types.CodeType], arguments: tuple[Any, ...], filename: str
+) -> types.CodeType:
+    return make(*arguments).replace(co_filename=filename)
 
 
 def _reduce_lru_cache(wrapper: Any) -> Any:

@@ -29,8 +29,10 @@ __all__ = [
     "PART_SIZE",
     "WINDOW",
     "Ack",
+    "Adopt",
     "Answer",
     "Ask",
+    "Begun",
     "BlobPart",
     "Call",
     "Cancel",
@@ -45,15 +47,22 @@ __all__ = [
     "Interrupt",
     "Item",
     "Kill",
+    "Lane",
+    "LaneClosed",
+    "Lend",
+    "Listening",
     "Log",
     "Message",
+    "Moved",
     "Need",
     "Ping",
     "Pong",
     "Progress",
     "Ready",
+    "Recall",
     "Resources",
     "Result",
+    "Returned",
     "Scaling",
     "Stage",
     "Submit",
@@ -152,6 +161,7 @@ class Submit:
     call: Optional[Call] = None  # left out when the agent knows the template
     function_data: Optional[Data] = None  # left out when the agent is known to have the function
     again: bool = False  # it may have been sent before
+    attended: bool = False  # a thread waits for this very call, and would take a lane for those to come
 
 
 @dataclass(frozen=True)
@@ -254,6 +264,24 @@ class Pong:
 
     type: ClassVar[str] = "pong"
     number: int = 0
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A worker is lent to this notebook: it may send brief calls straight to it (see `server/lanes.py`)."""
+
+    type: ClassVar[str] = "lane"
+    lane: str
+    path: str  # of the Unix socket to dial
+    templates: dict[str, str]  # the client's names of the calls that may go there -> the agent's names
+
+
+@dataclass(frozen=True)
+class LaneClosed:
+    """A lane is no more; calls go through the agent again."""
+
+    type: ClassVar[str] = "lane-closed"
+    lane: str
 
 
 # ---------------------------------------------------------------- events: worker -> agent -> notebook
@@ -425,10 +453,76 @@ class Execute:
     blobs: dict[str, str] = field(default_factory=dict)  # name -> path
 
 
+# ---------------------------------------------------------------- lanes: see `server/lanes.py`
+
+
+@dataclass(frozen=True)
+class Lend:
+    """To a worker: listen on a socket for one notebook, and take its calls until it hangs up."""
+
+    type: ClassVar[str] = "lend"
+    lane: str
+    path: str  # of the socket to listen on
+    spool: str  # file that each call is written down in, as `Begun` and as its last event
+
+
+@dataclass(frozen=True)
+class Listening:
+    """From a worker: the lane's socket can be dialled."""
+
+    type: ClassVar[str] = "listening"
+    lane: str
+
+
+@dataclass(frozen=True)
+class Recall:
+    """To a worker: end a lane."""
+
+    type: ClassVar[str] = "recall"
+    lane: str
+
+
+@dataclass(frozen=True)
+class Returned:
+    """From a worker: the lane has ended; its calls have ended too, or were moved."""
+
+    type: ClassVar[str] = "returned"
+    lane: str
+
+
+@dataclass(frozen=True)
+class Adopt:
+    """From a worker: a call that came through a lane goes on as if it had come from the agent."""
+
+    type: ClassVar[str] = "adopt"
+    run_id: str
+    lane: str
+    template: str  # the agent's name
+
+
+@dataclass(frozen=True)
+class Moved:
+    """From a worker, through the lane: the call's events will come from the agent."""
+
+    type: ClassVar[str] = "moved"
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Begun:
+    """In a lane's spool: a call begins; its last event follows, unless it was moved."""
+
+    type: ClassVar[str] = "begun"
+    run_id: str
+    template: str  # the agent's name
+    at: float  # seconds since the Unix epoch
+
+
 Event = Union[Stage, Log, Display, Clear, Progress, Item, Result, Failure]
 Message = Union[
     Hello, Submit, BlobPart, Ack, Interrupt, Cancel, Kill, Ask, Ping, Welcome, Need, Answer, Pong, Stage, Log,
     Display, Clear, Progress, Item, Result, Failure, Ready, Execute,
+    Lane, LaneClosed, Lend, Listening, Recall, Returned, Adopt, Moved, Begun,
 ]  # fmt: skip
 
 _TYPES: dict[str, type[Any]] = {cls.type: cls for cls in Message.__args__}  # type: ignore[attr-defined]

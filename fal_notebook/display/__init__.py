@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from fal_agent.wire import Failure, Result
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -28,6 +30,26 @@ def in_kernel() -> bool:
 
 def drawer() -> Draw:
     """Give what draws the events of one call, called by the thread that waits for it."""
+    return _Drawer().draw
+
+
+class _Drawer:
+    """Draws one call, on a face that is made when there is something to draw: most calls say nothing."""
+
+    __slots__ = ("_draw",)
+
+    def __init__(self) -> None:
+        self._draw: Draw | None = None
+
+    def draw(self, received: Received) -> None:
+        if self._draw is None:
+            if isinstance(received.event, (Result, Failure)):
+                return
+            self._draw = _face()
+        self._draw(received)
+
+
+def _face() -> Draw:
     if in_kernel():
         from fal_notebook.display.notebook import CellFace
 

@@ -66,9 +66,11 @@ class AgentHost(ABC):
             assert self._client is not None
             return self._client
 
-    def submit(self, parcel: Parcel, sink: EventSink, *, run_id: str | None = None) -> Execution:
+    def submit(
+        self, parcel: Parcel, sink: EventSink, *, run_id: str | None = None, attended: bool = False
+    ) -> Execution:
         """Start a call; see `fal_notebook.hosts.base.Host`."""
-        return self.connect().submit(parcel, sink, run_id or uuid.uuid4().hex[:16])
+        return self.connect().submit(parcel, sink, run_id or uuid.uuid4().hex[:16], attended=attended)
 
     def ask(self, question: str, *, timeout: float = 30.0, **arguments: Any) -> Any:
         """Ask the agent; see `fal_agent.server.questions`."""

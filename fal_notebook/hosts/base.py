@@ -95,6 +95,12 @@ class Execution(Protocol):
 
     run_id: str
 
+    def receive(self) -> Received | None:
+        """Fetch the next event in this thread, where that is the quickest way; None: the sink gets it.
+
+        May be called for attended calls only. A KeyboardInterrupt leaves the call as it is.
+        """
+
     def acknowledge(self, received: Received) -> None:
         """Say that an event was dealt with, so that the worker may produce more."""
 
@@ -114,8 +120,13 @@ class Host(Protocol):
 
     name: str
 
-    def submit(self, parcel: Parcel, sink: EventSink, *, run_id: str | None = None) -> Execution:
+    def submit(
+        self, parcel: Parcel, sink: EventSink, *, run_id: str | None = None, attended: bool = False
+    ) -> Execution:
         """Start a call. `sink` gets its events in order, the last a `Result` or `Failure`.
+
+        `attended` says that this thread will now wait for the call, asking `Execution.receive` before
+        it waits for the sink.
 
         The sink is called from a thread of the host's; it must be quick and must not raise.
         Returns at once, before data has travelled.

@@ -16,7 +16,7 @@ import uuid
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from fal_agent.duplex import Duplex
+from fal_agent.duplex import Duplex, uninterrupted
 from fal_agent.errors import FalServerlessError, HostUnreachableError, LinkLostError
 from fal_agent.wire import (
     INLINE_LIMIT,
@@ -27,11 +27,14 @@ from fal_agent.wire import (
     Call,
     Cancel,
     Data,
+    Execute,
     Failure,
     Hello,
     Interrupt,
     Item,
     Kill,
+    Lane,
+    LaneClosed,
     Log,
     Message,
     Need,
@@ -41,9 +44,10 @@ from fal_agent.wire import (
     Welcome,
 )  # fmt: skip
 from fal_notebook.hosts.base import ByteStream, EventSink, Parcel, Received
+from fal_notebook.hosts.lane import OpenLane
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from fal_agent.framing import Buffer
@@ -62,17 +66,25 @@ _SILENCE_LIMIT = 12.0  # seconds without a word after which the connection count
 class AgentExecution:
     """One call in flight over an `AgentClient`."""
 
-    def __init__(self, client: AgentClient, run_id: str, parcel: Parcel, sink: EventSink) -> None:
-        self.run_id = run_id
+    def __init__(
+        self, client: AgentClient, run_id: str, parcel: Parcel, sink: EventSink, *, attended: bool
+    ) -> None:
+        self.run_id, self.attended = run_id, attended
         self.parcel: Parcel | None = parcel  # until the agent is known to have it
         self.sink = sink
         self.last_seq = 0
         self.sent = False  # the agent has it, as far as we know
         self.was_sent = False  # it may have it
-        self.withdrawn = threading.Event()
+        self.withdrawn = False
         self.turn = threading.Lock()  # held while it is decided whether the call is sent or withdrawn
+        self.lane: OpenLane | None = None  # that it is in
+        self.template = ""  # our name for the call, if it is in a lane
         self._client = client
         self._owed = 0
+
+    def receive(self) -> Received | None:
+        """Fetch the outcome of a call that is in a lane; None: it comes from the agent."""
+        return None if self.lane is None else self._client.receive(self)
 
     def acknowledge(self, received: Received) -> None:
         """Say that an event was dealt with, so that the worker may produce more."""
@@ -102,7 +114,7 @@ class AgentExecution:
         with self.turn:
             if self.sent:
                 return False
-            self.withdrawn.set()
+            self.withdrawn = True
         self._client.give_up(self, kind, message)
         return True
 
@@ -114,6 +126,7 @@ class AgentClient:
         stream: leads to the agent's socket.
         host_name: for messages.
         part_size: bytes of one part of a blob, in both directions.
+        dial: connects to a Unix socket of the machine.
         blob_folder: where the agent keeps blobs, if this process can read and write there.
         heartbeat: whether to watch that the other side answers.
 
@@ -127,16 +140,18 @@ class AgentClient:
         *,
         host_name: str,
         part_size: int,
+        dial: Callable[[str], ByteStream],
         blob_folder: Path | None = None,
         heartbeat: bool = False,
     ) -> None:
         self.host_name = host_name
-        self._part_size, self._blob_folder = part_size, blob_folder
+        self._part_size, self._dial, self._blob_folder = part_size, dial, blob_folder
         self._executions: dict[str, AgentExecution] = {}
         self._answers: dict[str, queue.SimpleQueue[Answer | None]] = {}
         self._incoming: dict[str, bytearray] = {}
         self._templates: OrderedDict[int, tuple[str, Call]] = OrderedDict()  # by the identity of the call
         self._naming, self._numbers = threading.Lock(), itertools.count(1)
+        self._lanes: dict[str, OpenLane] = {}  # by our names for the calls that may go there
         self._functions: set[str] = set()  # digests that the agent has
         self._blobs: set[str] = set()  # names that the agent has
         self._uploads: dict[str, threading.Lock] = {}  # by blob
@@ -156,24 +171,51 @@ class AgentClient:
         """Whether the connection works, as far as is known."""
         return not self._closed.is_set()
 
-    def submit(self, parcel: Parcel, sink: EventSink, run_id: str) -> AgentExecution:
+    def submit(
+        self, parcel: Parcel, sink: EventSink, run_id: str, *, attended: bool = False
+    ) -> AgentExecution:
         """Send a call; its data travels in the background if there is much of it.
 
         Raises:
             LinkLostError: the connection is broken.
         """
-        execution = AgentExecution(self, run_id, parcel, sink)
+        execution = AgentExecution(self, run_id, parcel, sink, attended=attended)
         self._executions[run_id] = execution
+        if attended and self._lanes and self._take_lane(execution, parcel):
+            return execution
         if self._closed.is_set():
             del self._executions[run_id]
             raise self._lost_error()
-        if all(name in self._blobs for name in parcel.blobs) and not self._function_needs_blobs(parcel):
-            self._send_submit(execution)
-        else:
-            threading.Thread(
-                target=self._upload, args=(execution,), name=f"fal-upload-{run_id}", daemon=True
-            ).start()
+        self._send_all(execution, parcel)
         return execution
+
+    def receive(self, execution: AgentExecution) -> Received | None:
+        """Send a call through its lane and wait for the outcome; None when that will come from the agent."""
+        lane, parcel = execution.lane, execution.parcel
+        assert lane is not None
+        if parcel is None or execution.withdrawn:  # interrupted before it was sent
+            execution.lane = None
+            lane.turn.release()
+            return None
+        try:
+            execution.sent = execution.was_sent = True
+            request = Execute(execution.run_id, lane.templates[execution.template], parcel.arguments)
+            answer = lane.ask(request, parcel.buffers)
+        except BaseException:  # an interrupt, which may have cut the call or its answer in two
+            with uninterrupted():
+                self._leave_lane(execution, lane)
+            raise
+        if answer is None:
+            self._leave_lane(execution, lane)
+            return None
+        execution.lane = None
+        lane.turn.release()
+        message, buffers = answer
+        if not isinstance(message, (Result, Failure)):  # `Moved`
+            return None
+        self._executions.pop(execution.run_id, None)
+        execution.parcel = None
+        return Received(message, [self._part(ref, buffers) for ref in message.data])
 
     def ask(self, question: str, timeout: float, **arguments: Any) -> Any:
         """Ask the agent something.
@@ -234,6 +276,57 @@ class AgentClient:
         self._duplex.close()
         return self._lost_error()
 
+    def _send_all(self, execution: AgentExecution, parcel: Parcel) -> None:
+        """Send a call to the agent, after what it needs."""
+        if all(name in self._blobs for name in parcel.blobs) and not self._function_needs_blobs(parcel):
+            self._send_submit(execution)
+        else:
+            threading.Thread(
+                target=self._upload, args=(execution,), name=f"fal-upload-{execution.run_id}", daemon=True
+            ).start()
+
+    def _take_lane(self, execution: AgentExecution, parcel: Parcel) -> bool:
+        """Let a call go straight to the worker that was lent to us for such calls; whether that is possible.
+
+        It is sent by `receive`: an interrupt is dealt with there.
+        """
+        known = self._templates.get(id(parcel.call))
+        if known is None or known[1] is not parcel.call or parcel.blobs:
+            return False
+        lane = self._lanes.get(known[0])
+        if lane is None or not lane.is_open or not lane.turn.acquire(blocking=False):
+            return False
+        execution.lane, execution.template = lane, known[0]
+        return True
+
+    def _leave_lane(self, execution: AgentExecution, lane: OpenLane) -> None:
+        """Ask the agent what became of a call, whose lane is no more; it runs now if it never began."""
+        execution.lane, execution.sent = None, False
+        lane.close()
+        lane.turn.release()
+        parcel = execution.parcel
+        if parcel is not None and not self._closed.is_set():
+            try:
+                self._send_all(execution, parcel)
+            except LinkLostError:  # the reading thread tells every call
+                return
+
+    def _open_lane(self, message: Lane) -> None:
+        """Dial a lane; runs in a thread. Where that fails, calls go the usual way."""
+        try:
+            lane = OpenLane(message.lane, message.templates, self._dial(message.path))
+        except OSError:
+            return
+        if self._closed.is_set():
+            lane.close()
+            return
+        with self._naming:
+            self._lanes = {**self._lanes, **dict.fromkeys(message.templates, lane)}
+
+    def _drop_lane(self, name: str) -> None:
+        with self._naming:
+            self._lanes = {key: lane for key, lane in self._lanes.items() if lane.lane != name}
+
     def _function_needs_blobs(self, parcel: Parcel) -> bool:
         if not parcel.function_data or parcel.call.function in self._functions:
             return False
@@ -253,7 +346,7 @@ class AgentClient:
                 refs = list(range(len(buffers), len(buffers) + len(parcel.function_data)))
                 buffers += parcel.function_data
         with execution.turn:
-            if execution.withdrawn.is_set():
+            if execution.withdrawn:
                 return
             template, is_new = self._template(call)
             self._send(
@@ -264,6 +357,7 @@ class AgentClient:
                     call=call if is_new else None,
                     function_data=refs,
                     again=execution.was_sent,
+                    attended=execution.attended,
                 ),
                 buffers,
             )
@@ -297,7 +391,7 @@ class AgentClient:
                 with self._uploading(name):  # two calls with the same data: the second waits for the first
                     if name not in self._blobs:
                         self._send_blob(name, data, execution)
-                        if execution.withdrawn.is_set():
+                        if execution.withdrawn:
                             return
                         self._blobs.add(name)
             self._send_submit(execution)
@@ -311,7 +405,7 @@ class AgentClient:
             _write_blob(self._blob_folder, name, data)
             return
         try:
-            self._duplex.send_blob(name, data, part_size=self._part_size, channel=execution.withdrawn)
+            self._duplex.send_blob(name, data, part_size=self._part_size, stop=lambda: execution.withdrawn)
         except OSError as error:
             raise self._broken(error) from None
 
@@ -327,6 +421,10 @@ class AgentClient:
             box = self._answers.get(message.request_id)
             if box is not None:
                 box.put(message)
+        elif isinstance(message, Lane):
+            threading.Thread(target=self._open_lane, args=(message,), name="fal-lane", daemon=True).start()
+        elif isinstance(message, LaneClosed):
+            self._drop_lane(message.lane)
         elif isinstance(message, Welcome):
             self.welcome = message
             self._greeted.set()
@@ -384,6 +482,8 @@ class AgentClient:
             box.put(None)
         for execution in list(self._executions.values()):
             self.give_up(execution, "link", str(self._lost_error()))
+        for lane in set(self._lanes.values()):
+            lane.close()
 
     def _uploading(self, name: str) -> threading.Lock:
         with self._naming:
@@ -391,7 +491,7 @@ class AgentClient:
 
     def give_up(self, execution: AgentExecution, kind: str, message: str) -> None:
         """End a call from this side, as a failure of the given kind."""
-        execution.withdrawn.set()
+        execution.withdrawn = True
         if self._executions.pop(execution.run_id, None) is not None:
             failure = Failure(
                 execution.run_id, kind, message, seq=execution.last_seq + 1, sent_at=time.time()

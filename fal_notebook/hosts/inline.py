@@ -55,7 +55,14 @@ class InlineHost:
         self._setups: dict[str, Any] = {}  # what setup functions made, by what they do
         self._files = contextlib.ExitStack()
 
-    def submit(self, parcel: Parcel, sink: EventSink, *, run_id: str | None = None) -> InlineExecution:
+    def submit(
+        self,
+        parcel: Parcel,
+        sink: EventSink,
+        *,
+        run_id: str | None = None,
+        attended: bool = False,  # noqa: ARG002 - the protocol's
+    ) -> InlineExecution:
         """Run a call; when this returns it has ended, unless it is a generator.
 
         Raises:
@@ -145,6 +152,9 @@ class InlineExecution:
         self._stopped = False
 
     # ------------------------------------------------------------ what the notebook may do
+
+    def receive(self) -> None:
+        """Nothing: every event comes through the sink."""
 
     def acknowledge(self, received: Received) -> None:
         """Let a generator go on."""

@@ -55,7 +55,9 @@ class LocalHost(AgentHost):
             raise HostUnreachableError(
                 f"the agent of this machine started, but {path} cannot be connected to"
             )
-        return AgentClient(stream, host_name=self.name, part_size=_PART_SIZE, blob_folder=root / "blobs")
+        return AgentClient(
+            stream, host_name=self.name, part_size=_PART_SIZE, dial=_connect_to, blob_folder=root / "blobs"
+        )
 
 
 class _Stream(socket.socket):
@@ -68,12 +70,19 @@ class _Stream(socket.socket):
 
 
 def _dial(path: Path) -> socket.socket | None:
+    try:
+        return _connect_to(str(path))
+    except OSError:
+        return None
+
+
+def _connect_to(path: str) -> socket.socket:
     stream = _Stream(socket.AF_UNIX)
     try:
-        stream.connect(str(path))
+        stream.connect(path)
     except OSError:
         stream.close()
-        return None
+        raise
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
     return stream
 

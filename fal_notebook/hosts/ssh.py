@@ -138,7 +138,7 @@ class SSHHost(AgentHost):
         socket_path = self._start_agent(link, agent, root, archive.digest, settings.labels)
         link.dial_command = f"{agent} dial {{socket}}"
         stream = link.dial(socket_path)
-        return AgentClient(stream, host_name=self.name, part_size=_PART_SIZE, heartbeat=True)
+        return AgentClient(stream, host_name=self.name, part_size=_PART_SIZE, dial=link.dial, heartbeat=True)
 
     def _probe(self, link: ParamikoLink, root: str, python: str | None, digest: str) -> dict[str, str]:
         quoted_root = shlex.quote(root)

@@ -73,7 +73,7 @@ def test_a_blob_that_is_withdrawn_stops(pair: Pair) -> None:
     sender = threading.Thread(
         target=pair.duplex.send_blob,
         args=("big", bytes(64 << 20)),
-        kwargs={"part_size": 1024, "channel": withdrawn},
+        kwargs={"part_size": 1024, "stop": withdrawn.is_set},
     )
     sender.start()
     arrived = len(pair.theirs.recv(4096))

@@ -47,7 +47,7 @@ def start(root: Path, *, python: str = sys.executable, idle: float = 20, **varia
     """Run `fal_agent start`; gives what it printed."""
     done = subprocess.run(
         [python, "-m", "fal_agent", "start", "--root", root, "--digest", DIGEST, "--idle", str(idle)],
-        env={**os.environ, "PYTHONPATH": str(CODE), **variables},
+        env={**os.environ, "PYTHONPATH": str(CODE), "UV": find_uv_bin(), **variables},
         capture_output=True,
         text=True,
         timeout=60,

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fal_agent.server.prepared import WorkerKey
+    from fal_agent.server.runs import Run
 
 __all__ = ["serve", "start"]
 
@@ -132,7 +133,7 @@ class _Agent:
     """The agent's parts put together."""
 
     def __init__(self, root: Path, digest: str, idle: float, labels: list[str]) -> None:
-        self._root, self._idle = root, idle
+        self._root, self._digest, self._idle = root, digest, idle
         self._run_folder = root / "run" / digest[:16]
         self._journal = Journal(root / "journal-1.sqlite3", on_error=_log.warning)
         self._blobs = BlobStore(root / "blobs")
@@ -178,8 +179,10 @@ class _Agent:
                 functions=self._functions,
                 blobs=self._blobs,
                 on_ready=lambda worker: self._pool.worker_ready(worker),  # noqa: PLW0108
-                on_release=lambda worker, run: self._pool.release(worker, run),  # noqa: PLW0108 - the pool is made later
+                on_release=self._release,
                 on_gone=lambda worker: self._pool.worker_gone(worker),  # noqa: PLW0108
+                on_lane=lambda worker, message: self._service.lanes.on_message(worker, message),  # noqa: PLW0108
+                on_lane_lost=lambda worker: self._service.lanes.worker_died(worker),  # noqa: PLW0108
             )
 
         logs = self._run_folder / "workers"
@@ -195,9 +198,18 @@ class _Agent:
             is_connected=lambda client: self._service.is_connected(client),  # noqa: PLW0108 - made later
         )
 
+    def _release(self, worker: Worker, run: Run) -> None:
+        self._pool.release(worker, run)
+        if not self._pool.has_waiting(worker):
+            self._service.lanes.consider(worker, run)
+
     def _make_service(self) -> Service:
         questions = Questions(
-            environments=self._environments, journal=self._journal, pool=self._pool, shut_down=self._ended.set
+            environments=self._environments,
+            journal=self._journal,
+            pool=self._pool,
+            catch_up=lambda: self._service.lanes.take_all(),  # noqa: PLW0108 - made later
+            shut_down=self._ended.set,
         )
         return Service(
             root=self._root,
@@ -209,6 +221,7 @@ class _Agent:
             environments=self._environments,
             pool=self._pool,
             questions=questions,
+            lane_folder=socket_path(self._root, self._digest).parent,
             match=lambda resources: match(resources, self._facts, self._labels),
         )
 
@@ -220,6 +233,7 @@ class _Agent:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._ended.wait(), 0.25)
             now = time.monotonic()
+            self._service.lanes.tend()
             self._pool.tend()
             if self._service.connections or self._service.active_runs() or self._pool.workers:
                 self._idle_since = now

@@ -32,6 +32,7 @@ from fal_agent.server.journal_file import (
     set_aside,
 )
 from fal_agent.server.proc import identity, is_alive
+from fal_agent.server.spool import Spool, left_spools
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -171,6 +172,16 @@ class Journal:
         if state not in STATES:
             raise ValueError(f"unknown state {state!r}; known: {', '.join(STATES)}")
         self._put(NewState(run_id, state, None if error is None else _text(error), self._clock()))
+
+    def take(self, entry: Entry) -> None:
+        """Record soon what stands in a file that survives this process: a lane's spool."""
+        self._put(entry)
+
+    def record(self) -> bool:
+        """Record what is queued; whether all of it is on the disk now."""
+        self.flush()
+        with self._room:
+            return not self._queue and not self._failing
 
     def _put(self, entry: Entry) -> None:
         with self._room:
@@ -360,6 +371,13 @@ class Journal:
                 self._change(partial(JournalFile.add_run, run=run))
             if not self._failing:
                 path.unlink(missing_ok=True)
+        for agent, path in left_spools(self.path):
+            if agent == self.agent or is_alive(agent):
+                continue
+            spool = Spool(path, agent)
+            self._change(partial(JournalFile.write, entries=list(spool.take())))
+            if not self._failing:
+                spool.remove()
 
     def retain(self, *, max_age_seconds: float = 7 * 86400, max_bytes: int = 2 << 30) -> Dropped:
         """Forget ended runs: those older than `max_age_seconds`, then the oldest beyond `max_bytes`.

@@ -35,6 +35,7 @@ _SESSION_IDLE = (
 )  # seconds that a session outlives its last use when no notebook of its is connected
 _STARTUP_TIMEOUT = 60.0  # seconds from starting a process to its first word, unless the call says otherwise
 _SPARE_LIMIT = 64  # workers of one kind that are started ahead of their calls
+_RETURN_SECONDS = 0.1  # in which a lent worker is back, unless C code keeps it from listening
 _TELL_AFTER = 0.5  # seconds that a run waits before it is told why
 
 
@@ -107,7 +108,7 @@ class Pool:
         if own in self._queues:
             self._serve(own)
         self.serve_all()
-        if not worker.runs and worker.keep_alive <= 0 and not worker.sessions:
+        if worker.is_idle and worker.keep_alive <= 0 and not worker.sessions:
             worker.end()
 
     def serve_all(self) -> None:
@@ -183,6 +184,8 @@ class Pool:
         """Start a worker for the run at the head of a queue, if that is due and there is room."""
         key, run = queue[0], self._queues[queue][0]
         mine = [worker for worker in self.workers if worker.key == key]
+        if self._awaits_lent(mine):
+            return
         starting = sum(1 for worker in mine if not worker.is_ready)
         if not self._may_run(run) or starting >= len(self._queues[queue]):
             return
@@ -196,6 +199,17 @@ class Pool:
             asyncio.get_running_loop().call_later(delay, self.serve_all)
             return
         self._start(run, key)
+
+    def _awaits_lent(self, workers: list[Worker]) -> bool:
+        """Have a lent worker come back; whether it is expected any moment, so that none need be started."""
+        awaited = False
+        for lane in [worker.lane for worker in workers if worker.lane is not None]:
+            lane.back_off()
+            waited = time.monotonic() - (lane.recalled_at or 0.0)
+            awaited = awaited or waited < _RETURN_SECONDS
+        if awaited:
+            asyncio.get_running_loop().call_later(_RETURN_SECONDS, self.serve_all)
+        return awaited
 
     def _has_room(self, run: Run, mine: list[Worker]) -> bool:
         limit = run.call.scaling.max_concurrency
@@ -267,7 +281,7 @@ class Pool:
         self.workers.remove(worker)
         idle = [item for item in self.workers if item.devices and not item.runs]
         if idle:
-            min(idle, key=lambda item: item.idle_since).end()
+            self._end_or_recall(min(idle, key=lambda item: item.idle_since))
         asyncio.get_running_loop().call_later(2.0, self.serve_all)
 
     def worker_ready(self, worker: Worker) -> None:
@@ -330,7 +344,23 @@ class Pool:
             else:
                 expired = idle > worker.keep_alive and not self._is_kept(worker)
             if expired:
-                worker.end()
+                self._end_or_recall(worker)
+
+    def _end_or_recall(self, worker: Worker) -> None:
+        """End an idle worker; one that is lent comes back first, lest a call is lost that just begins."""
+        if worker.lane is None:
+            worker.end()
+        else:
+            worker.lane.recall()
+
+    def adopt(self, worker: Worker, run: Run) -> None:
+        """A worker has begun a run that came through a lane."""
+        self._running[run.call.scale_key] = self._running.get(run.call.scale_key, 0) + 1
+        worker.adopt(run)
+
+    def has_waiting(self, worker: Worker) -> bool:
+        """Whether a run waits for a worker like this one."""
+        return any(waiting and queue[0] == worker.key for queue, waiting in self._queues.items())
 
     def _is_kept(self, worker: Worker) -> bool:
         """Whether `min_concurrency` of a connected notebook's function asks for this worker."""

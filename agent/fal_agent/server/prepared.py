@@ -65,6 +65,7 @@ class Prepared:
         environment: where it runs; None before that is built.
         folder: the working folder; of the call's files once they are laid out.
         preparation: the making of all this, while it goes on.
+        brief_runs: calls in a row that were brief and silent (see `fal_agent.server.lanes`).
     """
 
     def __init__(self, call: Call) -> None:
@@ -75,6 +76,7 @@ class Prepared:
         self.folder: Optional[str] = None if call.files else call.folder
         self.environment_text = json.dumps(call.environment.layers)  # for the journal
         self.preparation: Optional[Preparation] = None
+        self.brief_runs = 0
         self._key: Optional[WorkerKey] = None
 
     @property

@@ -35,13 +35,21 @@ class Questions:
 
     Args:
         environments, journal, pool: where the answers are.
+        catch_up: lets the journal know of what happened in lanes.
         shut_down: ends the agent.
     """
 
     def __init__(
-        self, *, environments: EnvironmentCache, journal: Journal, pool: Pool, shut_down: Callable[[], None]
+        self,
+        *,
+        environments: EnvironmentCache,
+        journal: Journal,
+        pool: Pool,
+        catch_up: Callable[[], None],
+        shut_down: Callable[[], None],
     ) -> None:
         self._environments, self._journal, self._pool = environments, journal, pool
+        self._catch_up = catch_up
         self._shut_down = shut_down
         self._started_at = time.time()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -90,7 +98,7 @@ class Questions:
 
     async def on_runs(self, client_id: Optional[str] = None, limit: int = 100) -> list[dict[str, Any]]:
         """The latest runs."""
-        self._journal.flush()
+        self._catch_up()
         return [_plain(record) for record in self._journal.runs(client_id=client_id, limit=limit)]
 
     async def on_stop(self, session: Optional[str] = None, everything: bool = False) -> dict[str, int]:

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent.framing import Buffer, encode_frame
+from fal_agent.server.spool import ending
 from fal_agent.wire import Ack, Call, Data, Event, Failure, Log, Result, Stage, header
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["FINISHED", "Run"]
 
 FINISHED = frozenset({"done", "failed", "cancelled", "lost", "lease"})
-_STATES = {"cancelled": "cancelled", "interrupted": "cancelled", "lost": "lost", "lease": "lease"}
 
 
 class Run:
@@ -34,6 +34,7 @@ class Run:
         prepared: what was asked, and what is known of it.
         arguments, buffers: raw buffers of the submit; let go when the call has been handed to a worker.
         client_id: whose run it is.
+        attended: a thread of the notebook waits for it.
         state: "building", "queued", "running", or one of `FINISHED`.
         worker: the process that runs it (`fal_agent.server.pool.Worker`).
         timers: what must be cancelled when it ends.
@@ -46,12 +47,14 @@ class Run:
         prepared: Prepared,
         arguments: Data,
         buffers: list[bytes],
-        connection: Connection,
+        client_id: str,
+        connection: Optional[Connection],
         journal: Journal,
+        attended: bool = False,
     ) -> None:
         self.run_id, self.prepared, self.arguments, self.buffers = run_id, prepared, arguments, buffers
-        self.client_id = connection.client_id
-        self.connection: Optional[Connection] = connection
+        self.client_id, self.attended = client_id, attended
+        self.connection = connection
         self.state = "building"
         self.worker: Any = None
         self.queued_at = time.monotonic()
@@ -72,6 +75,11 @@ class Run:
     def is_finished(self) -> bool:
         """Whether its last event has been made."""
         return self.state in FINISHED
+
+    @property
+    def was_silent(self) -> bool:
+        """Whether its outcome was its only event."""
+        return self.is_finished and self._seq == 1
 
     @property
     def blobs(self) -> set[str]:
@@ -136,8 +144,7 @@ class Run:
             self.worker.send(Ack(self.run_id, self._seq, credit))
 
     def _finish(self, event: Event) -> None:
-        self.state = "done" if isinstance(event, Result) else _STATES.get(event.kind, "failed")  # type: ignore[union-attr]
-        error = event.message if isinstance(event, Failure) else None
+        self.state, error = ending(event)
         self._journal.set_state(self.run_id, self.state, error=error)
         for timer in self.timers.values():
             timer.cancel()

@@ -17,6 +17,7 @@ from fal_agent.errors import EnvironmentBuildError, FalServerlessException, Requ
 from fal_agent.framing import FrameDecoder
 from fal_agent.server.appfiles import lay_out_files
 from fal_agent.server.functions import FunctionStore, extract
+from fal_agent.server.lanes import Lanes
 from fal_agent.server.prepared import Preparation, Prepared
 from fal_agent.server.runs import Run
 from fal_agent.wire import (
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from fal_agent.server.blobs import BlobStore
     from fal_agent.server.environments.cache import Environment, EnvironmentCache
     from fal_agent.server.journal import Journal
+    from fal_agent.server.lanes import LentLane
     from fal_agent.server.pool import Pool
     from fal_agent.server.questions import Questions
     from fal_agent.server.rpc import Connection
@@ -65,6 +67,7 @@ class Service:
         pid: its process.
         journal, blobs, functions, environments, pool: its parts.
         questions: answers what a notebook asks about the host.
+        lane_folder: where the sockets of lanes lie.
     """
 
     def __init__(
@@ -79,12 +82,16 @@ class Service:
         environments: EnvironmentCache,
         pool: Pool,
         questions: Questions,
+        lane_folder: Path,
         match: Callable[[Any], Any],
     ) -> None:
         self._root = root
         self._welcome = Welcome(pid=pid, python=python, root=str(root))
         self._journal, self._blobs, self._functions = journal, blobs, functions
         self._environments, self._pool, self._questions, self._match = environments, pool, questions, match
+        self.lanes = Lanes(
+            lane_folder, journal, adopt=self._adopt, submit=self._submit, returned=pool.worker_ready
+        )
         self._builders = ThreadPoolExecutor(_BUILDERS, thread_name_prefix="fal-build")
         self._leases: dict[str, asyncio.TimerHandle] = {}
         self._refusals: dict[str, str] = {}  # blobs that could not be kept, and why
@@ -120,6 +127,7 @@ class Service:
             return
         self.connections.remove(connection)
         self._blobs.abandon(str(id(connection)))
+        self.lanes.lost(connection)
         for run in self.active_runs():
             if run.connection is connection:
                 run.detach()
@@ -162,6 +170,8 @@ class Service:
         if known is not None:
             self._attach(known, connection)
             return
+        if message.again and self.lanes.hold(connection, message, buffers):
+            return
         prepared = self._template(connection, message)
         if prepared is None:
             connection.send(Need(message.run_id, [message.template]))
@@ -175,8 +185,10 @@ class Service:
             prepared=prepared,
             arguments=arguments,
             buffers=own,
+            client_id=connection.client_id,
             connection=connection,
             journal=self._journal,
+            attended=message.attended,
         )
         missing = [name for name in run.blobs if not self._blobs.has(name)]
         if digest is not None and digest not in self._functions:
@@ -212,6 +224,26 @@ class Service:
             if len(templates) > _KEPT_TEMPLATES:
                 templates.popitem(last=False)
         return templates.get(message.template)
+
+    def _adopt(self, lane: LentLane, run_id: str, prepared: Prepared) -> Run:
+        """Make a run of a call that came through a lane and goes on."""
+        connection = lane.connection if lane.connection.is_open else None
+        run = Run(
+            run_id,
+            prepared=prepared,
+            arguments=[],
+            buffers=[],
+            client_id=lane.connection.client_id,
+            connection=connection,
+            journal=self._journal,
+        )
+        self.runs[run_id] = run
+        run.on_finish.append(self._run_finished)
+        self._pool.adopt(lane.worker, run)
+        if connection is None:
+            run.detach()
+            self._begin_lease(run)
+        return run
 
     def _attach(self, run: Run, connection: Connection) -> None:
         """A submit sent again: show all its events, and those to come."""
@@ -301,11 +333,13 @@ class Service:
         if run is not None and run.worker is not None and not run.is_finished:
             run.worker.send(message)
 
-    def _interrupt(self, _connection: Connection, message: Interrupt, _buffers: list[bytes]) -> None:
+    def _interrupt(self, connection: Connection, message: Interrupt, _buffers: list[bytes]) -> None:
         run = self.runs.get(message.run_id)
-        if run is None or run.is_finished:
+        if run is None:
+            self.lanes.interrupt(connection, message.run_id)
+        elif run.is_finished:
             return
-        if run.worker is not None:
+        elif run.worker is not None:
             run.worker.interrupt(run)
         else:
             self._withdraw(run, Failure(run.run_id, "interrupted", "KeyboardInterrupt", sent_at=time.time()))
@@ -315,12 +349,18 @@ class Service:
         if run is not None and not run.is_finished:
             self._stop(run, "cancelled", f"{run.call.label} was cancelled")
 
-    def _kill(self, _connection: Connection, message: Kill, _buffers: list[bytes]) -> None:
+    def _kill(self, connection: Connection, message: Kill, _buffers: list[bytes]) -> None:
+        def killed(label: str) -> Failure:
+            text = f"{label} was killed, and its worker with it"
+            return Failure(message.run_id, "cancelled", text, sent_at=time.time())
+
         run = self.runs.get(message.run_id)
-        if run is None or run.is_finished:
+        if run is None:
+            self.lanes.kill(connection, message.run_id, killed)
             return
-        failure = Failure(run.run_id, "cancelled", f"{run.call.label} was killed, and its worker with it",
-                          sent_at=time.time())  # fmt: skip
+        if run.is_finished:
+            return
+        failure = killed(run.call.label)
         if run.worker is not None:
             run.worker.kill_run(run, failure)
         else:

@@ -15,17 +15,20 @@ from typing import TYPE_CHECKING, Optional
 
 from fal_agent.server.process import WorkerProcess, describe_exit, oom_kills
 from fal_agent.wire import (
+    Adopt,
     Clear,
     Display,
     Execute,
     Failure,
     Interrupt,
     Item,
+    Listening,
     Log,
     Message,
     Progress,
     Ready,
     Result,
+    Returned,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +37,8 @@ if TYPE_CHECKING:
     from fal_agent.framing import Buffer
     from fal_agent.server.blobs import BlobStore
     from fal_agent.server.functions import FunctionStore
-    from fal_agent.server.prepared import WorkerKey
+    from fal_agent.server.lanes import LentLane
+    from fal_agent.server.prepared import Prepared, WorkerKey
     from fal_agent.server.runs import Run
 
 __all__ = ["Worker"]
@@ -55,12 +59,15 @@ class Worker:
         on_ready: called when the process can take runs.
         on_release: called when a run has left this worker.
         on_gone: called when the process has ended.
+        on_lane: called with what the process says about its lane.
+        on_lane_lost: called when the process has ended while it was lent.
 
     Attributes:
         runs: in progress, by id.
         sessions: that live here, with the client of each.
         devices: GPUs lent to it; None when it asked for none.
         keep_alive: seconds it may be idle.
+        lane: to the notebook that it is lent to; None while it is not.
         keep_at_least: workers of this kind that `min_concurrency` keeps for the client `kept_for`.
     """
 
@@ -73,10 +80,13 @@ class Worker:
         on_ready: Callable[[Worker], None],
         on_release: Callable[[Worker, Run], None],
         on_gone: Callable[[Worker], None],
+        on_lane: Callable[[Worker, Message], None],
+        on_lane_lost: Callable[[Worker], None],
     ) -> None:
         self.key = key
         self._functions, self._blobs = functions, blobs
         self._on_ready, self._on_release, self._on_gone = on_ready, on_release, on_gone
+        self._on_lane, self._on_lane_lost = on_lane, on_lane_lost
         self.process: Optional[WorkerProcess] = None
         self.runs: dict[str, Run] = {}
         self.sessions: dict[str, str] = {}
@@ -88,6 +98,7 @@ class Worker:
         self.is_ready = False
         self.is_ending = False
         self.start_problem = ""
+        self.lane: Optional[LentLane] = None
         self.exit_status: Optional[int] = None
         self._python = ""
         self._known: set[str] = set()
@@ -104,9 +115,24 @@ class Worker:
         """Whether calls run here that others must make room for; cells never stand in a function's way."""
         return any(run.call.kind != "cell" for run in self.runs.values())
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether it neither runs anything nor is lent."""
+        return not self.runs and self.lane is None
+
+    def knows(self, prepared: Prepared) -> bool:
+        """Whether the process has a template and its function."""
+        return {prepared.name, prepared.call.function or prepared.name} <= self._known
+
+    def adopt(self, run: Run) -> None:
+        """Take a run that the process has begun already."""
+        run.worker = self
+        self.runs[run.run_id] = run
+        run.state = "running"
+
     def accepts(self, run: Run) -> bool:
         """Whether the run could begin here at once."""
-        if not self.is_ready or self.is_ending:
+        if not self.is_ready or self.is_ending or self.lane is not None:
             return False
         if not self.runs:
             return True
@@ -211,12 +237,15 @@ class Worker:
             run = self.runs.get(message.run_id)
             if run is not None:
                 self._pass_on(run, message, buffers)
+        elif isinstance(message, (Listening, Adopt, Returned)):
+            self._on_lane(self, message)
 
     def on_exit(self, status: Optional[int]) -> None:
         """The process has ended."""
         self.exit_status, self.is_ending = status, True
         if self._startup_timer is not None:
             self._startup_timer.cancel()
+        self._on_lane_lost(self)
         for run in list(self.runs.values()):
             if run.ended_by is not None:
                 run.emit(run.ended_by)

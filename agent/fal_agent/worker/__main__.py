@@ -16,7 +16,7 @@ import traceback
 from typing import Optional
 
 from fal_agent.duplex import Duplex
-from fal_agent.wire import Ack, Execute, Interrupt, Message, Ready
+from fal_agent.wire import Ack, Execute, Interrupt, Lend, Message, Ready, Recall
 from fal_agent.worker.capture import Capture
 from fal_agent.worker.executor import Executor
 
@@ -36,6 +36,7 @@ def main(descriptor: int) -> None:
     capture = Capture(log_fd)
     capture.install()
     executor = Executor(capture)
+    os.register_at_fork(after_in_child=executor.after_fork)
 
     def on_message(message: Message, buffers: list[bytes]) -> None:
         if isinstance(message, Execute):
@@ -44,6 +45,10 @@ def main(descriptor: int) -> None:
             executor.acknowledge(message.run_id, message.credit)
         elif isinstance(message, Interrupt):
             executor.interrupt(message.run_id)
+        elif isinstance(message, Lend):
+            executor.lend(message)
+        elif isinstance(message, Recall):
+            executor.recall(message.lane)
 
     def on_close(problem: Optional[Exception]) -> None:
         if problem is not None:

@@ -21,8 +21,11 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent import failures, pickling
 from fal_agent.calling import complete, dump_result, run_chunk, run_coroutine, stream, stream_async
-from fal_agent.wire import Data, Execute, Failure, Result, Task
+from fal_agent.duplex import c_signal
+from fal_agent.errors import ProtocolError
+from fal_agent.wire import Data, Execute, Failure, Lend, Listening, Result, Returned, Task
 from fal_agent.worker.context import CURRENT_CALL, CallContext
+from fal_agent.worker.lane import Lane
 from fal_agent.worker.opening import Shelf
 from fal_agent.worker.outbox import open_data
 from fal_agent.worker.session import Sessions
@@ -59,6 +62,7 @@ class Executor:
         self._interruptible = False
         self._struck = False  # SIGINT came for the present call before its code began
         self._early: set[str] = set()  # calls that were interrupted before their turn
+        self._lane: Optional[Lane] = None
 
     # ------------------------------------------------------------ the connection's thread
 
@@ -81,6 +85,28 @@ class Executor:
             ).start()
         else:
             self._tasks.put((call, buffers))
+
+    def lend(self, request: Lend) -> None:
+        """Open a lane to a notebook; it is served when its turn comes."""
+        assert self.duplex is not None
+        try:
+            self._lane = Lane(request, self.duplex.send)
+        except OSError as error:
+            self._capture.log(f"the lane {request.lane} cannot be opened: {error}\n")
+            self.duplex.send(Returned(request.lane))
+            return
+        self._lane.accept(self._tasks.put)
+        self.duplex.send(Listening(request.lane))
+
+    def recall(self, lane: str) -> None:
+        """End a lane."""
+        if self._lane is not None and self._lane.lane == lane:
+            self._lane.recall()
+
+    def after_fork(self) -> None:
+        """In a forked child: let go of what belongs to the parent."""
+        if self._lane is not None:
+            self._lane.close_in_child()
 
     def acknowledge(self, run_id: str, credit: int) -> None:
         """The reader of a run dealt with `credit` bytes of its events."""
@@ -109,12 +135,28 @@ class Executor:
                 task = self._tasks.get()
             except KeyboardInterrupt:  # meant for a call that has just ended
                 continue
-            call, buffers = task
-            if signal.getsignal(signal.SIGINT) != self._on_sigint:  # the last call has set its own
-                signal.signal(signal.SIGINT, self._on_sigint)
-            with self._switch:
-                self._main_run, self._struck = call.run_id, False
-            self._run(call, buffers, shared=False)
+            if isinstance(task, Lane):
+                self._serve_lane(task)
+            else:
+                self._run_here(*task)
+
+    def _run_here(self, call: CallContext, buffers: list[bytes]) -> None:
+        with self._switch:
+            self._main_run, self._struck = call.run_id, False
+        self._run(call, buffers, shared=False)
+        if c_signal.getsignal(signal.SIGINT) != self._on_sigint:  # the call has set its own
+            signal.signal(signal.SIGINT, self._on_sigint)
+
+    def _serve_lane(self, lane: Lane) -> None:
+        """Run the calls that come through a lane, until it ends."""
+        try:
+            for request, buffers in lane.requests():
+                call = CallContext(request, self._known_tasks[request.template], lane.begin(request).send)
+                self._calls[request.run_id] = call
+                self._run_here(call, buffers)
+        except (ProtocolError, KeyError) as error:
+            self._capture.log(f"the lane {lane.lane} carried nonsense: {error!r}\n")
+        lane.close()
 
     def _on_sigint(self, _signum: int, _frame: Any) -> None:
         if self._interruptible:

@@ -31,11 +31,11 @@ class Outbox:
     """Where a worker puts data that is too large for a frame."""
 
     def __init__(self, folder: str) -> None:
-        self._folder = Path(folder)
+        self._folder = folder
 
     def pack(self, parts: Sequence[Buffer]) -> tuple[Data, list[Buffer]]:
         """Give the references of `parts` and the buffers that go in the frame."""
-        if sum(len(part) for part in parts) <= INLINE_LIMIT and len(parts) <= _MAX_PARTS:
+        if sum(map(len, parts)) <= INLINE_LIMIT and len(parts) <= _MAX_PARTS:
             return list(range(len(parts))), list(parts)
         refs: Data = []
         buffers: list[Buffer] = []
@@ -49,13 +49,14 @@ class Outbox:
 
     def _put(self, part: Buffer) -> str:
         name = f"out-{uuid.uuid4().hex}"
+        path = Path(self._folder, name)
         view = memoryview(part)
-        fd = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             while view:
                 view = view[os.write(fd, view[: 64 << 20]) :]
         except OSError:
-            (self._folder / name).unlink()
+            path.unlink()
             raise
         finally:
             os.close(fd)

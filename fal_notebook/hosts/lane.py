@@ -1,0 +1,62 @@
+"""The notebook's end of a lane: brief calls straight to a worker that the agent has lent us.
+
+Runs in the notebook, in the thread that waits for the call: it sends the call and reads its outcome
+itself, so that nothing comes between the two processes. One call at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from fal_agent.errors import ProtocolError
+from fal_agent.framing import FrameDecoder
+from fal_agent.wire import decode, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fal_agent.framing import Buffer
+    from fal_agent.wire import Execute, Message
+    from fal_notebook.hosts.base import ByteStream
+
+__all__ = ["OpenLane"]
+
+_READ_SIZE = 512 << 10
+
+
+class OpenLane:
+    """A lane that has been dialled.
+
+    Args:
+        lane: the agent's name for it.
+        templates: our names of the calls that may go there -> the agent's names.
+        stream: leads to the worker.
+
+    Attributes:
+        turn: held by the thread whose call is in the lane.
+        is_open: whether calls can be sent.
+    """
+
+    def __init__(self, lane: str, templates: dict[str, str], stream: ByteStream) -> None:
+        self.lane, self.templates = lane, templates
+        self.turn = threading.Lock()
+        self.is_open = True
+        self._stream = stream
+        self._decoder = FrameDecoder()
+
+    def ask(self, request: Execute, buffers: Sequence[Buffer]) -> tuple[Message, list[bytes]] | None:
+        """Send a call and wait for its answer; None when the worker has hung up: the agent knows more."""
+        try:
+            self._stream.sendall(encode(request, buffers))
+            while data := self._stream.recv(_READ_SIZE):
+                for frame in self._decoder.feed(data):
+                    return decode(frame), frame.buffers
+        except (OSError, ProtocolError):
+            return None
+        return None
+
+    def close(self) -> None:
+        """Hang up."""
+        self.is_open = False
+        self._stream.close()
