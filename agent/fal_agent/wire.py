@@ -50,6 +50,7 @@ __all__ = [
     "Lane",
     "LaneClosed",
     "Lend",
+    "Lent",
     "Listening",
     "Log",
     "Message",
@@ -268,7 +269,7 @@ class Pong:
 
 @dataclass(frozen=True)
 class Lane:
-    """A worker is lent to this notebook: it may send brief calls straight to it (see `server/lanes.py`)."""
+    """A worker can be had for a while: brief calls may go straight to it (see `server/lanes.py`)."""
 
     type: ClassVar[str] = "lane"
     lane: str
@@ -475,6 +476,14 @@ class Listening:
 
 
 @dataclass(frozen=True)
+class Lent:
+    """From a worker: the notebook has dialled; other calls wait for the lane's end from now on."""
+
+    type: ClassVar[str] = "lent"
+    lane: str
+
+
+@dataclass(frozen=True)
 class Recall:
     """To a worker: end a lane."""
 
@@ -522,7 +531,7 @@ Event = Union[Stage, Log, Display, Clear, Progress, Item, Result, Failure]
 Message = Union[
     Hello, Submit, BlobPart, Ack, Interrupt, Cancel, Kill, Ask, Ping, Welcome, Need, Answer, Pong, Stage, Log,
     Display, Clear, Progress, Item, Result, Failure, Ready, Execute,
-    Lane, LaneClosed, Lend, Listening, Recall, Returned, Adopt, Moved, Begun,
+    Lane, LaneClosed, Lend, Lent, Listening, Recall, Returned, Adopt, Moved, Begun,
 ]  # fmt: skip
 
 _TYPES: dict[str, type[Any]] = {cls.type: cls for cls in Message.__args__}  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from fal_agent.duplex import Duplex, uninterrupted
-from fal_agent.errors import FalServerlessError, HostUnreachableError, LinkLostError
+from fal_agent.errors import FalServerlessError, HostError, HostUnreachableError, LinkLostError
 from fal_agent.wire import (
     INLINE_LIMIT,
     Ack,
@@ -198,9 +198,13 @@ class AgentClient:
             lane.turn.release()
             return None
         try:
+            if not lane.is_dialled:
+                lane.dial()
             execution.sent = execution.was_sent = True
             request = Execute(execution.run_id, lane.templates[execution.template], parcel.arguments)
             answer = lane.ask(request, parcel.buffers)
+        except (OSError, HostError):  # it is not to be had any more
+            answer = None
         except BaseException:  # an interrupt, which may have cut the call or its answer in two
             with uninterrupted():
                 self._leave_lane(execution, lane)
@@ -311,15 +315,8 @@ class AgentClient:
             except LinkLostError:  # the reading thread tells every call
                 return
 
-    def _open_lane(self, message: Lane) -> None:
-        """Dial a lane; runs in a thread. Where that fails, calls go the usual way."""
-        try:
-            lane = OpenLane(message.lane, message.templates, self._dial(message.path))
-        except OSError:
-            return
-        if self._closed.is_set():
-            lane.close()
-            return
+    def _take_offer(self, message: Lane) -> None:
+        lane = OpenLane(message.lane, message.templates, lambda: self._dial(message.path))
         with self._naming:
             self._lanes = {**self._lanes, **dict.fromkeys(message.templates, lane)}
 
@@ -422,7 +419,7 @@ class AgentClient:
             if box is not None:
                 box.put(message)
         elif isinstance(message, Lane):
-            threading.Thread(target=self._open_lane, args=(message,), name="fal-lane", daemon=True).start()
+            self._take_offer(message)
         elif isinstance(message, LaneClosed):
             self._drop_lane(message.lane)
         elif isinstance(message, Welcome):

@@ -14,7 +14,7 @@ from fal_agent.framing import FrameDecoder
 from fal_agent.wire import decode, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from fal_agent.framing import Buffer
     from fal_agent.wire import Execute, Message
@@ -26,27 +26,46 @@ _READ_SIZE = 512 << 10
 
 
 class OpenLane:
-    """A lane that has been dialled.
+    """A lane that the agent has offered.
+
+    It is dialled by the thread that has a call for it, at a moment when that thread has none on its way
+    through the agent: the worker takes no other calls from then on.
 
     Args:
         lane: the agent's name for it.
         templates: our names of the calls that may go there -> the agent's names.
-        stream: leads to the worker.
+        dial: connects to the worker.
 
     Attributes:
         turn: held by the thread whose call is in the lane.
         is_open: whether calls can be sent.
     """
 
-    def __init__(self, lane: str, templates: dict[str, str], stream: ByteStream) -> None:
+    def __init__(self, lane: str, templates: dict[str, str], dial: Callable[[], ByteStream]) -> None:
         self.lane, self.templates = lane, templates
         self.turn = threading.Lock()
         self.is_open = True
-        self._stream = stream
+        self._dial = dial
+        self._stream: ByteStream | None = None
         self._decoder = FrameDecoder()
+
+    @property
+    def is_dialled(self) -> bool:
+        """Whether `ask` can be called."""
+        return self._stream is not None
+
+    def dial(self) -> None:
+        """Connect to the worker.
+
+        Raises:
+            HostError: the connection to the machine broke.
+            OSError: the offer is no longer good.
+        """
+        self._stream = self._dial()
 
     def ask(self, request: Execute, buffers: Sequence[Buffer]) -> tuple[Message, list[bytes]] | None:
         """Send a call and wait for its answer; None when the worker has hung up: the agent knows more."""
+        assert self._stream is not None
         try:
             self._stream.sendall(encode(request, buffers))
             while data := self._stream.recv(_READ_SIZE):
@@ -59,4 +78,5 @@ class OpenLane:
     def close(self) -> None:
         """Hang up."""
         self.is_open = False
-        self._stream.close()
+        if self._stream is not None:
+            self._stream.close()

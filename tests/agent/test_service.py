@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.raw_client import RawClient
 from support.waiting import is_alive, until
+from uv import find_uv_bin
 
 import fal_agent
 from fal_agent import pickling

@@ -5,8 +5,9 @@ one round trip between two processes, and the agent learns of it from the lane's
 silent calls with small results stay in a lane; the worker moves every other one to the agent, which
 adopts it, so that whatever the agent does for runs it does for those too.
 
-While a worker is lent it takes no other runs. Whoever needs it has it recalled, which takes about as
-long as one message there and back.
+A lane is offered first. From the moment the notebook dials it, in the thread that makes the calls, the
+worker takes no other runs; whoever needs it has it recalled, which takes about as long as one message
+there and back.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import uuid
 from typing import TYPE_CHECKING, Optional
 
 from fal_agent.server.spool import Spool
-from fal_agent.wire import Adopt, Interrupt, Lane, LaneClosed, Lend, Listening, Recall, Returned
+from fal_agent.wire import Adopt, Interrupt, Lane, LaneClosed, Lend, Lent, Listening, Recall, Returned
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,10 +119,15 @@ class Lanes:
             prepared.brief_runs = min(prepared.brief_runs, 0)
             return
         prepared.brief_runs += 1
-        if connection is not None and prepared.brief_runs >= _BRIEF_RUNS and _may_lend(worker, prepared):
-            self._lend(worker, connection)
+        if connection is None or prepared.brief_runs < _BRIEF_RUNS or not _may_lend(worker, prepared):
+            return
+        offer = worker.offer
+        if offer is None:
+            self._offer(worker, connection)
+        elif offer.connection is not connection or prepared.name not in offer.templates:
+            offer.recall()  # the next call is offered one that fits
 
-    def _lend(self, worker: Worker, connection: Connection) -> None:
+    def _offer(self, worker: Worker, connection: Connection) -> None:
         names = {
             client_name: prepared
             for client_name, prepared in connection.templates.items()
@@ -140,7 +146,7 @@ class Lanes:
         except OSError as error:  # a full disk: calls go the usual way, and say so
             _log.warning("no lane for %s: %s", connection.client_id, error)
             return
-        self._lanes[lane] = worker.lane = LentLane(
+        self._lanes[lane] = worker.offer = LentLane(
             lane,
             worker,
             connection,
@@ -157,11 +163,13 @@ class Lanes:
 
     def on_message(self, worker: Worker, message: Message) -> None:
         """Take a message of a worker about its lane."""
-        lent = worker.lane
+        lent = worker.offer
         if lent is None or getattr(message, "lane", "") != lent.lane:
             _log.warning("worker %s speaks of a lane that it does not have", worker.pid)
         elif isinstance(message, Listening):
             lent.connection.send(Lane(lent.lane, self._path(lent.lane), lent.client_names))
+        elif isinstance(message, Lent):
+            worker.lane = lent
         elif isinstance(message, Adopt):
             self._take(lent)
             if lent.spool.open.pop(message.run_id, None) is not None:
@@ -172,7 +180,7 @@ class Lanes:
 
     def worker_died(self, worker: Worker) -> None:
         """A worker has ended: adopt the calls that it was running, so that they are told."""
-        lent = worker.lane
+        lent = worker.offer
         if lent is None:
             return
         self._take(lent)
@@ -183,7 +191,7 @@ class Lanes:
 
     def _close(self, lent: LentLane) -> None:
         self._take(lent)
-        lent.worker.lane = None
+        lent.worker.lane = lent.worker.offer = None
         del self._lanes[lent.lane]
         lent.connection.send(LaneClosed(lent.lane))
         loop = asyncio.get_running_loop()
@@ -235,7 +243,7 @@ class Lanes:
         """Take over spools that have come to rest or grown large; note that their workers are in use."""
         for lent in list(self._lanes.values()):
             size = lent.spool.size()
-            if size != lent.seen_size:
+            if size != lent.seen_size and lent.worker.lane is lent:
                 lent.worker.idle_since = time.monotonic()
             if size == lent.seen_size or size - lent.spool.offset > _READ_AT:
                 self._take(lent)

@@ -22,6 +22,7 @@ from fal_agent.wire import (
     Failure,
     Interrupt,
     Item,
+    Lent,
     Listening,
     Log,
     Message,
@@ -68,6 +69,7 @@ class Worker:
         devices: GPUs lent to it; None when it asked for none.
         keep_alive: seconds it may be idle.
         lane: to the notebook that it is lent to; None while it is not.
+        offer: a lane that a notebook may dial; the same as `lane` once it has.
         keep_at_least: workers of this kind that `min_concurrency` keeps for the client `kept_for`.
     """
 
@@ -99,6 +101,7 @@ class Worker:
         self.is_ending = False
         self.start_problem = ""
         self.lane: Optional[LentLane] = None
+        self.offer: Optional[LentLane] = None
         self.exit_status: Optional[int] = None
         self._python = ""
         self._known: set[str] = set()
@@ -237,7 +240,7 @@ class Worker:
             run = self.runs.get(message.run_id)
             if run is not None:
                 self._pass_on(run, message, buffers)
-        elif isinstance(message, (Listening, Adopt, Returned)):
+        elif isinstance(message, (Listening, Lent, Adopt, Returned)):
             self._on_lane(self, message)
 
     def on_exit(self, status: Optional[int]) -> None:

@@ -85,6 +85,8 @@ class Executor:
             ).start()
         else:
             self._tasks.put((call, buffers))
+            if self._lane is not None and self._lane.is_lent:  # the agent did not know yet
+                self._lane.recall()
 
     def lend(self, request: Lend) -> None:
         """Open a lane to a notebook; it is served when its turn comes."""

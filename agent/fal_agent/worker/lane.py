@@ -13,11 +13,24 @@ import os
 import socket
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, cast
 
 from fal_agent.errors import ProtocolError
 from fal_agent.framing import Buffer, FrameDecoder, encode_frame
-from fal_agent.wire import Adopt, Begun, Execute, Failure, Moved, Result, Returned, decode, encode, header
+from fal_agent.wire import (
+    Adopt,
+    Begun,
+    Execute,
+    Failure,
+    Lent,
+    Moved,
+    Result,
+    Returned,
+    decode,
+    encode,
+    header,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["BRIEF", "Lane", "Passage"]
 
 BRIEF = 0.02  # seconds after which, or after twice as long, a call is moved to the agent
-_DIAL_SECONDS = 10.0  # in which the notebook must have dialled
 _READ_SIZE = 512 << 10
 
 
@@ -46,7 +58,7 @@ class Lane:
         self.lane, self._tell = lend.lane, tell
         self._path = lend.path
         self._stream: Optional[socket.socket] = None
-        self._ended, self._recalled = threading.Event(), threading.Event()
+        self._ended, self._joining, self._recalled = threading.Event(), threading.Lock(), False
         self._passage: Optional[Passage] = None
         self._spool_works = True
         self._listener = socket.socket(socket.AF_UNIX)
@@ -62,27 +74,35 @@ class Lane:
         """Wait for the notebook in a thread; `take` gets the lane when it is to be served, or returned."""
 
         def wait() -> None:
-            self._listener.settimeout(_DIAL_SECONDS)
-            with contextlib.suppress(OSError):  # it never dialled, or the lane was recalled: nothing to serve
-                self._stream, _ = self._listener.accept()
-                self._stream.settimeout(None)
-                if self._recalled.is_set():
-                    self._stream.shutdown(socket.SHUT_RD)
+            stream, _ = self._listener.accept()
             self._listener.close()
-            with contextlib.suppress(OSError):
-                os.unlink(self._path)  # noqa: PTH108 - the path is a string on the wire
+            Path(self._path).unlink()
+            with self._joining:
+                self._stream = stream
+                if self._recalled:
+                    stream.shutdown(socket.SHUT_RD)
+                else:
+                    self._tell(Lent(self.lane))
             threading.Thread(target=self._watch, name="fal-lane-watch", daemon=True).start()
             take(self)
 
         threading.Thread(target=wait, name="fal-lane", daemon=True).start()
 
+    @property
+    def is_lent(self) -> bool:
+        """Whether the notebook has dialled."""
+        return self._stream is not None
+
     def recall(self) -> None:
         """Let the present call be the last; one that is going on is moved."""
-        self._recalled.set()
-        for end in (self._listener, self._stream):
-            if end is not None:
-                with contextlib.suppress(OSError):  # not connected any more
-                    end.shutdown(socket.SHUT_RD)
+        with self._joining:
+            self._recalled, stream = True, self._stream
+        if stream is None:
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as nobody:
+                nobody.connect(self._path)  # ends the waiting, unless the notebook did at this moment
+            return
+        with contextlib.suppress(OSError):  # not connected any more
+            stream.shutdown(socket.SHUT_RD)
         passage = self._passage
         if passage is not None:
             passage.move()
