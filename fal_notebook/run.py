@@ -304,7 +304,8 @@ def follow(run: Run, draw: Draw) -> Any:
     """Wait for a foreground run, drawing its events here; give its value.
 
     The first KeyboardInterrupt interrupts the call and goes on waiting for it; the second ends its
-    worker; the third gives up waiting.
+    worker; the third gives up waiting. A call that ended before the interrupt reached it does not
+    make the interrupt undone.
 
     Raises:
         BaseException: what the call raised.
@@ -327,4 +328,6 @@ def follow(run: Run, draw: Draw) -> Any:
                 raise
             (run.interrupt if presses == 1 else run.kill)()
     draw(received)
+    if presses and isinstance(event, Result) and not event.struck:
+        raise KeyboardInterrupt
     return run.settle(received)

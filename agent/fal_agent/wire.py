@@ -376,6 +376,7 @@ class Result:
     data: Data = field(default_factory=list)
     generator: bool = False  # the value is that of a generator whose items came before
     seconds: float = 0.0  # spent in the user's code
+    struck: bool = False  # an interrupt reached the user's code, which dealt with it
     seq: int = 0
     sent_at: float = 0.0
     cost: int = 0

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fal_agent.errors import HostUnreachableError
+from fal_agent.errors import HostError, HostUnreachableError
 from fal_agent.folders import appearing_whole
 from fal_agent.paths import code_folder, default_root, socket_path
 from fal_notebook.hosts.agent_host import AgentHost, agent_answer, agent_idle
@@ -47,14 +47,19 @@ class LocalHost(AgentHost):
         root, archive = default_root(), source_archive()
         path = socket_path(root, archive.digest)
         stream = _dial(path)
-        if stream is None:
-            code = _unpack(root, archive)
-            path = Path(_start(self.name, root, archive.digest, code))
-            stream = _dial(path)
+        if stream is not None:
+            with contextlib.suppress(HostError):  # it was about to end, and is started anew
+                return self._greet(stream, root)
+        code = _unpack(root, archive)
+        path = Path(_start(self.name, root, archive.digest, code))
+        stream = _dial(path)
         if stream is None:
             raise HostUnreachableError(
                 f"the agent of this machine started, but {path} cannot be connected to"
             )
+        return self._greet(stream, root)
+
+    def _greet(self, stream: socket.socket, root: Path) -> AgentClient:
         return AgentClient(
             stream, host_name=self.name, part_size=_PART_SIZE, dial=_connect_to, blob_folder=root / "blobs"
         )

@@ -19,7 +19,7 @@ import uuid
 from typing import TYPE_CHECKING, Optional
 
 from fal_agent.server.spool import Spool
-from fal_agent.wire import Adopt, Interrupt, Lane, LaneClosed, Lend, Lent, Listening, Recall, Returned
+from fal_agent.wire import Adopt, Begun, Interrupt, Lane, LaneClosed, Lend, Lent, Listening, Recall, Returned
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -172,8 +172,10 @@ class Lanes:
             worker.lane = lent
         elif isinstance(message, Adopt):
             self._take(lent)
-            if lent.spool.open.pop(message.run_id, None) is not None:
-                self._adopt(lent, message.run_id, lent.templates[message.template])
+            if lent.spool.open.pop(message.run_id, None) is None:  # the disk did not take it
+                for entry in lent.spool.begun(Begun(message.run_id, message.template, time.time())):
+                    self._journal.take(entry)
+            self._adopt(lent, message.run_id, lent.templates[message.template])
         elif isinstance(message, Returned):
             self._close(lent)
             self._returned(worker)

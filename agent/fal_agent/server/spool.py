@@ -103,12 +103,16 @@ class Spool:
                     else:
                         yield from self._entries(decode(frame), frame)
 
+    def begun(self, message: Begun) -> Iterator[Entry]:
+        """Give what the journal is to have of a call that begins."""
+        label, kind, environment = self._calls[message.template]
+        yield NewRun(message.run_id, self._client, label, kind, environment, self._agent, message.at)
+        yield NewState(message.run_id, "running", None, message.at)
+
     def _entries(self, message: Any, frame: Any) -> Iterator[Entry]:
         if isinstance(message, Begun):
             self.open[message.run_id] = message
-            label, kind, environment = self._calls[message.template]
-            yield NewRun(message.run_id, self._client, label, kind, environment, self._agent, message.at)
-            yield NewState(message.run_id, "running", None, message.at)
+            yield from self.begun(message)
         elif isinstance(message, (Result, Failure)) and self.open.pop(message.run_id, None) is not None:
             state, error = ending(message)
             yield NewEvent(message.run_id, 1, encode_frame(frame.header, frame.buffers), ())

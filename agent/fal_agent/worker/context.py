@@ -32,12 +32,13 @@ class CallContext:
         run_id: the run it belongs to.
         request: the message that started it.
         task: what is to run.
+        is_struck: an interrupt reached its code.
         is_over: true once its result has been sent; what it says later is not heard.
     """
 
     def __init__(self, request: Execute, task: Task, send: Send) -> None:
         self.request, self.task, self.run_id = request, task, request.run_id
-        self.is_over = False
+        self.is_over = self.is_struck = False
         self._send = send
         self._outbox = Outbox(task.outbox)
         self._unacknowledged = 0

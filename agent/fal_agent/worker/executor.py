@@ -122,6 +122,7 @@ class Executor:
             if self._main_run == run_id:
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             elif run_id in self._threads:
+                self._calls[run_id].is_struck = True
                 target = ctypes.c_ulong(self._threads[run_id])
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(target, ctypes.py_object(KeyboardInterrupt))
             elif run_id in self._calls:
@@ -162,6 +163,9 @@ class Executor:
 
     def _on_sigint(self, _signum: int, _frame: Any) -> None:
         if self._interruptible:
+            struck = CURRENT_CALL.get()
+            if struck is not None:
+                struck.is_struck = True
             raise KeyboardInterrupt
         self._struck = True
 
@@ -231,6 +235,8 @@ class Executor:
                 if call.run_id in self._early or (self._struck and not shared):
                     raise KeyboardInterrupt
                 parts, generator = self._perform(call, buffers)
+                if not shared and c_signal.getsignal(signal.SIGINT) != self._on_sigint:
+                    call.is_struck = True  # by its own handler, for all we know
             finally:
                 if not shared:
                     self._interruptible = False
@@ -238,7 +244,14 @@ class Executor:
             return self._failure(call, error)
         seconds = time.perf_counter() - started
         return lambda: call.finish(
-            lambda data: Result(call.run_id, data, generator=generator, seconds=seconds, sent_at=time.time()),
+            lambda data: Result(
+                call.run_id,
+                data,
+                generator=generator,
+                seconds=seconds,
+                struck=call.is_struck,
+                sent_at=time.time(),
+            ),
             parts,
         )
 
