@@ -11,6 +11,7 @@ import asyncio
 import os
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, cast
@@ -45,7 +46,7 @@ class Run(Future[Any]):
         super().__init__()
         self.run_id = os.urandom(8).hex()
         self.host, self.label = host, label
-        self.inbox: queue.SimpleQueue[Received] = queue.SimpleQueue()
+        self._inbox = _Inbox()
         self._decode, self._on_event = decode, on_event
         self._execution: Execution | None = None
         self._beginning = threading.Lock()
@@ -138,27 +139,31 @@ class Run(Future[Any]):
         """Take an event; called in order by a thread of the host's."""
         event = received.event
         if isinstance(event, (Result, Failure)):
-            self.inbox.put(received)
+            self._inbox.put(received)
             if self._on_event is not None:  # in the foreground `follow` does it: this thread is to be quick
                 self._on_event(received)
                 self._settle(received)
         elif isinstance(event, Item):
-            self.inbox.put(received)
+            self._inbox.put(received)
             if self._on_event is not None:
                 self._settle(received)  # the value is the iterator, and that is there
         elif self._on_event is None:
-            self.inbox.put(received)
+            self._inbox.put(received)
         else:
             self._on_event(received)
             self.acknowledge(received)
 
     def receive(self) -> Received:
-        """Wait for the next event of an attended run."""
+        """Wait for the next event; it stays the next one until it is `dealt_with`."""
         if self._execution is not None:
             received = self._execution.receive()
             if received is not None:
                 return received
-        return self.inbox.get()
+        return self._inbox.first()
+
+    def dealt_with(self, received: Received) -> None:
+        """Go on to the event after this one."""
+        self._inbox.remove(received)
 
     def settle(self, received: Received) -> Any:
         """Take the last event of a foreground run; give its value, or raise its error."""
@@ -199,6 +204,33 @@ class Run(Future[Any]):
             return self._decode(received), None
         except Exception as error:  # noqa: BLE001 - opening runs the user's code; its error is the outcome
             return None, error
+
+
+class _Inbox:
+    """Events that wait for the one thread that deals with them.
+
+    Taking one out of a queue can be struck by an interrupt just when it is out, and it is lost. So the
+    first stays where it is until it has been dealt with.
+    """
+
+    __slots__ = ("_bell", "_events")
+
+    def __init__(self) -> None:
+        self._events: deque[Received] = deque()
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def put(self, received: Received) -> None:
+        self._events.append(received)
+        self._bell.put(None)
+
+    def first(self) -> Received:
+        while not self._events:
+            self._bell.get()
+        return self._events[0]
+
+    def remove(self, received: Received) -> None:
+        if self._events and self._events[0] is received:
+            self._events.popleft()
 
 
 async def _awaited(run: Run) -> Any:
@@ -254,7 +286,9 @@ class Items(Iterator[Any]):
         if received is not None:
             return received
         try:
-            return self.run.inbox.get()
+            received = self.run.receive()
+            self.run.dealt_with(received)
+            return received
         except KeyboardInterrupt:
             self.close()
             raise
@@ -319,8 +353,10 @@ def follow(run: Run, draw: Draw) -> Any:
             if isinstance(event, (Result, Failure)):
                 break
             if isinstance(event, Item):
+                run.dealt_with(received)
                 return Items(run, draw, read_already=received)
             draw(received)
+            run.dealt_with(received)
             run.acknowledge(received)
         except KeyboardInterrupt:
             presses += 1

@@ -6,6 +6,7 @@ has to be uploaded first, by a thread of their own.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import mmap
 import os
@@ -78,13 +79,16 @@ class AgentExecution:
         self.withdrawn = False
         self.turn = threading.Lock()  # held while it is decided whether the call is sent or withdrawn
         self.lane: OpenLane | None = None  # that it is in
+        self.outcome: Received | None = None  # that came through it
         self.template = ""  # our name for the call, if it is in a lane
         self._client = client
         self._owed = 0
 
     def receive(self) -> Received | None:
         """Fetch the outcome of a call that is in a lane; None: it comes from the agent."""
-        return None if self.lane is None else self._client.receive(self)
+        if self.outcome is None and self.lane is not None:
+            self._client.go_through_lane(self)
+        return self.outcome
 
     def acknowledge(self, received: Received) -> None:
         """Say that an event was dealt with, so that the worker may produce more."""
@@ -189,37 +193,42 @@ class AgentClient:
         self._send_all(execution, parcel)
         return execution
 
-    def receive(self, execution: AgentExecution) -> Received | None:
-        """Send a call through its lane and wait for the outcome; None when that will come from the agent."""
+    def go_through_lane(self, execution: AgentExecution) -> None:
+        """Send a call through its lane and wait for its outcome, unless that will come from the agent.
+
+        An interrupt may cut the call or its answer in two at any point: then the agent is asked what
+        became of it, and it knows.
+        """
         lane, parcel = execution.lane, execution.parcel
         assert lane is not None
-        if parcel is None or execution.withdrawn:  # interrupted before it was sent
-            execution.lane = None
-            lane.turn.release()
-            return None
+        try:
+            if parcel is not None and not execution.withdrawn:  # else it was interrupted before it was sent
+                self._ask_lane(execution, lane, parcel)
+        except BaseException:
+            if execution.outcome is None:
+                self._leave_lane(execution, lane)
+            raise
+        finally:
+            if execution.lane is not None:
+                execution.lane = None
+                lane.turn.release()
+
+    def _ask_lane(self, execution: AgentExecution, lane: OpenLane, parcel: Parcel) -> None:
+        request = Execute(execution.run_id, lane.templates[execution.template], parcel.arguments)
         try:
             if not lane.is_dialled:
                 lane.dial()
             execution.sent = execution.was_sent = True
-            request = Execute(execution.run_id, lane.templates[execution.template], parcel.arguments)
             answer = lane.ask(request, parcel.buffers)
         except (OSError, HostError):  # it is not to be had any more
             answer = None
-        except BaseException:  # an interrupt, which may have cut the call or its answer in two
-            with uninterrupted():
-                self._leave_lane(execution, lane)
-            raise
         if answer is None:
             self._leave_lane(execution, lane)
-            return None
-        execution.lane = None
-        lane.turn.release()
+            return
         message, buffers = answer
-        if not isinstance(message, (Result, Failure)):  # `Moved`
-            return None
-        self._executions.pop(execution.run_id, None)
-        execution.parcel = None
-        return Received(message, [self._part(ref, buffers) for ref in message.data])
+        if isinstance(message, (Result, Failure)):  # else it was moved to the agent
+            execution.outcome = Received(message, [self._part(ref, buffers) for ref in message.data])
+            self._executions.pop(execution.run_id, None)
 
     def ask(self, question: str, timeout: float, **arguments: Any) -> Any:
         """Ask the agent something.
@@ -305,15 +314,16 @@ class AgentClient:
 
     def _leave_lane(self, execution: AgentExecution, lane: OpenLane) -> None:
         """Ask the agent what became of a call, whose lane is no more; it runs now if it never began."""
-        execution.lane, execution.sent = None, False
-        lane.close()
-        lane.turn.release()
         parcel = execution.parcel
-        if parcel is not None and not self._closed.is_set():
-            try:
-                self._send_all(execution, parcel)
-            except LinkLostError:  # the reading thread tells every call
+        with uninterrupted():
+            if execution.lane is None:  # done before
                 return
+            execution.lane, execution.sent = None, False
+            lane.close()
+            lane.turn.release()
+            if parcel is not None and not self._closed.is_set():
+                with contextlib.suppress(LinkLostError):  # the reading thread tells every call
+                    self._send_all(execution, parcel)
 
     def _take_offer(self, message: Lane) -> None:
         lane = OpenLane(message.lane, message.templates, lambda: self._dial(message.path))
