@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from fal_notebook.hosts.base import Host, Parcel
 
-__all__ = ["Function", "function", "in_notebook", "worker_needs"]
+__all__ = ["Function", "function", "in_notebook", "pydantic_version", "worker_needs"]
 
 
 _SETTINGS_SECONDS = 1.0  # after which the host's settings are looked at again
@@ -238,6 +238,7 @@ class Function:
             host.name,
             getattr(host, "working_folder", None),
             worker_needs(),
+            pydantic_version(),
         )
         made = self._calls.get(key)
         if made is None or now - made[0] > _SETTINGS_SECONDS:
@@ -274,6 +275,7 @@ class Function:
             files=files,
             folder=None if files else getattr(host, "working_folder", None),
             client=platform.python_version(),
+            pydantic=pydantic_version(),
             scale_key=f"{os.getpid()}:{self.raw_func.__module__}.{self.__qualname__}",
             reusable=packed.reusable,
         )
@@ -333,6 +335,11 @@ def worker_needs() -> tuple[str, ...]:
     environment, and with it workers and the models cached there.
     """
     return ("ipython", "matplotlib-inline") if in_notebook() else ()
+
+
+def pydantic_version() -> str:
+    """The version of pydantic, if this process has loaded it: its models may be in what travels."""
+    return str(getattr(sys.modules.get("pydantic"), "__version__", ""))
 
 
 def in_notebook() -> bool:

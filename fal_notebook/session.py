@@ -23,7 +23,7 @@ from fal_agent.wire import Call, Failure
 from fal_notebook import config, display
 from fal_notebook.cells import CellNames, analyse
 from fal_notebook.environment import environment_spec, pep723_block, read_requirements_file
-from fal_notebook.functions import worker_needs
+from fal_notebook.functions import pydantic_version, worker_needs
 from fal_notebook.handles import Handle
 from fal_notebook.hosts.registry import get_host
 from fal_notebook.inference import infer_requirements
@@ -198,6 +198,7 @@ class _Session:
             lease=settings.lease_seconds(host_lease=known.lease),
             folder=getattr(self.host, "working_folder", None),
             client=platform.python_version(),
+            pydantic=pydantic_version(),
             scale_key=f"{os.getpid()}:session:{self.name}",
             fresh=fresh,
         )

@@ -133,6 +133,7 @@ class Call:
     files: list[list[Any]] = field(default_factory=list)  # app files: [relative path, blob, mode] each
     folder: Optional[str] = None  # working directory on the host; None: the user's home, or the app files'
     client: str = ""  # "X.Y.Z" of the notebook's Python
+    pydantic: str = ""  # version in the notebook, if it is loaded there
     scale_key: str = ""  # calls with the same key share `max_concurrency`; the function's qualified name
     fresh: bool = False  # cells: start the session anew
     reusable: bool = False  # the loaded function holds no state, so a worker may call it again as it is
@@ -440,6 +441,7 @@ class Task:
     folder: Optional[str] = None  # working folder, importable; None: as it is
     fresh: bool = False
     reusable: bool = False
+    pydantic: str = ""  # version in the notebook, if it is loaded there
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -160,3 +161,50 @@ def test_a_changed_host_key_is_refused(
 
     with pytest.raises(exceptions.HostKeyError):
         one_call(SSHHost(ssh_server.name))
+
+
+MODEL = """
+import fal_notebook as fal
+from pydantic import BaseModel
+
+class Point(BaseModel):
+    x: int
+
+@fal.function(host={host!r}, requirements=["pydantic<2"])
+def read(point):
+    return point.x
+
+@fal.function(host={host!r}, requirements=["pydantic<2"])
+def make(x):
+    return Point(x=x).x
+
+@fal.function(host={host!r}, requirements=["pydantic<2"])
+def version(x):
+    import pydantic
+    return pydantic.VERSION[:2]
+
+print(version(1))
+for call in (lambda: read(Point(x=1)), lambda: make(1), lambda: make(1)):
+    try:
+        print(call())
+    except fal.exceptions.FalServerlessError as error:
+        print(error)
+"""
+
+
+def test_models_of_another_pydantic_are_refused_before_they_are_opened(agent_host: Any) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MODEL.format(host=agent_host.name)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+    assert done.stdout, done.stderr
+    version, *refusals = done.stdout.splitlines()
+    assert version == "1.", done.stderr
+    assert len(refusals) == 3
+    for refusal in refusals:
+        assert "environment pydantic 1." in refusal
+        assert 'Ask for "pydantic>=2,<3"' in refusal

@@ -114,4 +114,5 @@ class Prepared:
             folder=self.folder,
             fresh=call.fresh,
             reusable=call.reusable,
+            pydantic=call.pydantic,
         )

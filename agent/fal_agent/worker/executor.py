@@ -29,6 +29,7 @@ from fal_agent.worker.lane import Lane
 from fal_agent.worker.opening import Shelf
 from fal_agent.worker.outbox import open_data
 from fal_agent.worker.session import Sessions
+from fal_agent.worker.versions import check_pydantic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -268,6 +269,7 @@ class Executor:
         request, task = call.request, call.task
         _enter_folder(task.folder)
         arguments = open_data(request.arguments, buffers, request.blobs)
+        check_pydantic(task.pydantic, arguments)
         if task.kind == "cell":
             reply, parts = self._sessions.run(
                 task.session or "", pickling.load(arguments[:1]), arguments, call, fresh=task.fresh
@@ -275,7 +277,7 @@ class Executor:
             return [*pickling.dump(reply)[:1], *parts], False
         function_data, digest = request.function_data, task.function or ""
         opened = None if function_data is None else open_data(function_data, buffers, request.blobs)
-        function, setup = self._shelf.function(digest, opened, task.reusable)
+        function, setup = self._shelf.function(digest, opened, task.reusable, pydantic=task.pydantic)
         positional, named = pickling.load(arguments)
         first = () if setup is None else (self._shelf.setup_value(digest, setup),)
         if task.kind == "map":

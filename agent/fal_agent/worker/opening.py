@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from fal_agent import pickling
 from fal_agent.failures import OpeningError
 from fal_agent.runtime.fingerprints import fingerprint
+from fal_agent.worker.versions import check_pydantic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -52,7 +53,7 @@ class Shelf:
         self._lock = threading.RLock()
 
     def function(
-        self, digest: str, parts: Optional[Sequence[Buffer]], reusable: bool
+        self, digest: str, parts: Optional[Sequence[Buffer]], reusable: bool, *, pydantic: str = ""
     ) -> tuple[Callable[..., Any], Optional[Callable[[], Any]]]:
         """Give a function and its setup function, if it has one.
 
@@ -60,6 +61,7 @@ class Shelf:
             digest: names the data.
             parts: the data; None when this worker has it.
             reusable: the function captured nothing that can change, so it may be opened just once.
+            pydantic: version of pydantic in the notebook, if it is used there.
 
         Raises:
             OpeningError: the data cannot be opened here.
@@ -67,7 +69,9 @@ class Shelf:
         """
         if reusable and digest in self._opened:
             return self._opened[digest]  # type: ignore[no-any-return]
-        opened = _open(self.keep(digest, parts))
+        kept = self.keep(digest, parts)
+        check_pydantic(pydantic, kept)
+        opened = _open(kept)
         if reusable:
             self._opened[digest] = opened
         return opened
