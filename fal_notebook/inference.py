@@ -92,9 +92,17 @@ def _installed_state() -> tuple[tuple[str, int], ...]:
 
 @functools.lru_cache(maxsize=1)
 def _distributions(_state: tuple[tuple[str, int], ...]) -> Mapping[str, list[str]]:
-    from importlib.metadata import packages_distributions
+    from importlib import metadata
 
-    return packages_distributions()
+    found = {top: list(names) for top, names in metadata.packages_distributions().items()}
+    if sys.version_info < (3, 11):  # it looks at `top_level.txt` alone, which few wheels have nowadays
+        for distribution in metadata.distributions():
+            for top in {
+                path.parts[0].partition(".")[0] for path in distribution.files or () if path.suffix == ".py"
+            }:
+                if top and distribution.metadata["Name"] not in found.setdefault(top, []):
+                    found[top].append(distribution.metadata["Name"])
+    return found
 
 
 def _project_of(module: str) -> str | None:
