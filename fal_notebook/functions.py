@@ -245,7 +245,8 @@ class Function:
             call = self._call(host, kind, packed, [])
             if made is not None and made[1] == call:
                 call = made[1]
-            self._calls = {key: (now, call), **dict(itertools.islice(self._calls.items(), _KEPT_CALLS))}
+            others = (item for item in self._calls.items() if item[0] != key)
+            self._calls = {key: (now, call), **dict(itertools.islice(others, _KEPT_CALLS))}
         else:
             call = made[1]
         return make_parcel(call, packed, arguments)
