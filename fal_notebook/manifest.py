@@ -65,7 +65,7 @@ def list_folder(
     return walk.listing
 
 
-def read_piece(root: str, relative: str, index: int) -> Buffer:
+def read_piece(root: str, relative: str, index: int) -> bytes:
     """Read a piece of a file.
 
     Raises:
