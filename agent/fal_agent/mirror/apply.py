@@ -98,7 +98,7 @@ class Change:
             os.replace(source, self._folder / path)  # noqa: PTH105 - the same words as for links
             (self._folder / path).chmod(manifest.files[path].mode)
         for path, target in links.items():
-            beside = record_path.with_name(f"staged/ready-{uuid.uuid4().hex}")
+            beside = record_path.parent / "staged" / f"ready-{uuid.uuid4().hex}"
             beside.symlink_to(target)
             os.replace(beside, self._folder / path)  # noqa: PTH105
         modes = self._change_modes(ready)
