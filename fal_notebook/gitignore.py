@@ -9,15 +9,35 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
+import stat
+import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pathspec import RegexPattern
 
 __all__ = ["IgnoreRules"]
 
 _NAME = ".gitignore"
 _SLASH = "ps_d"
+_CLASS = re.compile(r"\[:([a-z]+):\]")
+_CLASSES = {
+    "alnum": "a-zA-Z0-9",
+    "alpha": "a-zA-Z",
+    "blank": " \t",
+    "cntrl": "\x00-\x1f\x7f",
+    "digit": "0-9",
+    "graph": '"-~!',
+    "lower": "a-z",
+    "print": " -~",
+    "punct": ':-@#-/!"\\[-`{-~',
+    "space": " \t\x0b-\r",
+    "upper": "A-Z",
+    "xdigit": "0-9a-fA-F",
+}
 
 
 class IgnoreRules:
@@ -43,15 +63,12 @@ class IgnoreRules:
         """
         path = os.path.join(folder, _NAME)  # noqa: PTH118 - names need not be text
         try:
-            # As git does, a link is not followed.
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError as error:
-            if not os.path.isfile(path) or os.path.islink(path):  # noqa: PTH113, PTH114
-                return self
-            raise error from None
-        with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor
-            if not os.path.isfile(path):  # noqa: PTH113 - a folder or a pipe of that name
-                return self
+            status = os.lstat(path)
+        except FileNotFoundError:
+            return self
+        if not stat.S_ISREG(status.st_mode):  # as git does, a link is not followed
+            return self
+        with open(path, "rb") as file:  # noqa: PTH123
             patterns = _parse(file.read())
         return IgnoreRules((*self._rules, (relative, patterns)))
 
@@ -74,16 +91,33 @@ class IgnoreRules:
 
 
 def _parse(content: bytes) -> list[RegexPattern]:
-    from pathspec import GitIgnoreSpec
-
     patterns: list[RegexPattern] = []
     for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
-        text = line.removesuffix(b"\r").decode("latin-1")
+        text = _CLASS.sub(_expanded, line.removesuffix(b"\r").decode("latin-1"))
+        if text.rstrip(" ").endswith("/**/"):  # every folder below; pathspec takes it as "/**"
+            text = f"{text.rstrip(' ')}*/"
         try:
-            patterns += GitIgnoreSpec.from_lines([text], backend="simple").patterns
+            patterns += _quietly_compiled(text) if "[" in text else _compiled(text)
         except ValueError:  # git takes it as a pattern that nothing matches
             continue
     return [pattern for pattern in patterns if pattern.include is not None]
+
+
+def _compiled(line: str) -> Sequence[RegexPattern]:
+    from pathspec import GitIgnoreSpec
+
+    return GitIgnoreSpec.from_lines([line], backend="simple").patterns
+
+
+def _quietly_compiled(line: str) -> Sequence[RegexPattern]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of `re`, about "[" in a set
+        return _compiled(line)
+
+
+def _expanded(found: re.Match[str]) -> str:
+    """Write "[:digit:]" and its like, which pathspec does not know, as ranges."""
+    return _CLASSES.get(found[1], found[0])
 
 
 def _matches(pattern: RegexPattern, subject: str) -> bool:

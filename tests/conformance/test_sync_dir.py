@@ -367,9 +367,8 @@ def test_ignored_files_stay_here(host: Host, local: Path, remote: str) -> None:
 
 def test_nothing_is_written_here(host: Host, local: Path, remote: str) -> None:
     def state() -> list[Any]:
-        return sorted(
-            (str(path), path.lstat().st_mtime_ns, path.lstat().st_ctime_ns) for path in local.rglob("*")
-        ) + [local.stat().st_mtime_ns]
+        looks = [(str(path), path.lstat()) for path in sorted([local, *local.rglob("*")])]
+        return [(path, look.st_mtime_ns, look.st_ctime_ns) for path, look in looks]
 
     before = state()
     fal.sync_dir(local, remote, host=host)
