@@ -59,7 +59,7 @@ def sync_dir(
         The folder's path for code that runs on that host.
 
     Raises:
-        ValueError: `remote_dir` is not in /data.
+        ValueError: `remote_dir` is not in /data, or leads out of it over there.
         FileNotFoundError, NotADirectoryError: `local_dir` is no folder.
         ResourceError: the host's disk has no room, or what remote code made is in the way.
         HostError: the host cannot be reached, or the connection broke.
@@ -206,6 +206,9 @@ class _Sync:
             answer: dict[str, Any] = self._host.ask(
                 "sync", timeout=_STEP_TIMEOUT, directory=self._directory, manifest=name, force=self._force
             )
+            if answer["state"] == "refused":
+                kind = ValueError if answer["kind"] == "value" else ResourceError
+                raise kind(f"{self._host.name!r}: {answer['message']}")
             if answer["state"] != "busy":
                 return answer
             self._stop.wait(_BUSY_SECONDS)

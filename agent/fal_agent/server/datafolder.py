@@ -33,9 +33,18 @@ class DataFolder:
     def step(self, directory: str, manifest: str, force: bool = False) -> dict[str, Any]:
         """Go on making a folder hold what a manifest says; see `fal_agent.mirror.folder.Mirror.step`.
 
-        Raises:
-            ResourceError: besides the mirror's reasons, a piece came and could not be kept.
+        Returns:
+            What the mirror does; or, where it refuses or a piece came and could not be kept, "state" is
+            "refused", with "message", and "kind": "value" if the request is wrong, else "resources".
         """
+        try:
+            return self._step(directory, manifest, force)
+        except ResourceError as error:
+            return {"state": "refused", "kind": "resources", "message": str(error)}
+        except ValueError as error:
+            return {"state": "refused", "kind": "value", "message": str(error)}
+
+    def _step(self, directory: str, manifest: str, force: bool) -> dict[str, Any]:
         answer = Mirror(self.root, directory, self._blobs.path).step(manifest, force=force)
         if answer["state"] == "missing":
             self._raise_refusal([piece_blob(piece) for piece in answer["pieces"]])
