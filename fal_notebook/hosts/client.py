@@ -159,6 +159,7 @@ class AgentClient:
         self._functions: set[str] = set()  # digests that the agent has
         self._blobs: set[str] = set()  # names that the agent has
         self._uploads: dict[str, threading.Lock] = {}  # by blob
+        self._bringing = threading.Lock()  # held while a blob travels that no call names
         self._greeted = threading.Event()
         self._problem: str | None = None
         self._closed = threading.Event()
@@ -421,7 +422,7 @@ class AgentClient:
         """
         if self._closed.is_set():
             raise self._lost_error()
-        with self._uploading(name):
+        with self._bringing:
             self._send_blob(name, data, stop.is_set)
 
     def _send_blob(self, name: str, data: Buffer, stop: Callable[[], bool]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import fal_agent
 from fal_agent.worker.datapaths import DataPaths
 
 
@@ -83,11 +85,30 @@ from pathlib import Path
 """
 
 
-def run(root: Path, code: str) -> Any:
+def runs(python: str) -> bool:
+    """Whether this is a Python; what a version manager puts on PATH may be none."""
+    return subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture(params=["this", "3.9", "3.10", "3.11", "3.12", "3.13", "3.14"])
+def python(request: pytest.FixtureRequest) -> str:
+    """Each Python that is here: they keep the functions in different places."""
+    if request.param == "this":
+        return sys.executable
+    found = shutil.which(f"python{request.param}")
+    if found is None or not runs(found):
+        pytest.skip(f"there is no Python {request.param}")
+    return found
+
+
+def run(root: Path, code: str, python: str = sys.executable) -> Any:
     """Run code in a process where the functions are wrapped; `data` is what stands for the folder."""
+    sources = (
+        [str(Path(fal_agent.__file__).parents[1])] if python != sys.executable else filter(None, sys.path)
+    )
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT + code, "/data-of-the-tests", str(root)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        [python, "-c", SCRIPT + code, "/data-of-the-tests", str(root)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sources)},
         capture_output=True,
         check=False,
         text=True,
@@ -96,7 +117,7 @@ def run(root: Path, code: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_the_ways_of_python_to_read_and_write_files_get_there(root: Path) -> None:
+def test_the_ways_of_python_to_read_and_write_files_get_there(root: Path, python: str) -> None:
     seen = run(
         root,
         """
@@ -124,6 +145,7 @@ print(json.dumps([
     os.access(f"{data}/ours", os.R_OK), os.path.exists(f"{data}/absent"),
 ]))
 """,
+        python,
     )
 
     names = ["b.bz2", "d", "l.xz", "o.bin", "ours", "p.txt", "r.txt", "z.zip"]

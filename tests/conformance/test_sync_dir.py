@@ -336,6 +336,23 @@ def same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+def test_odd_names_are_named_when_they_stay(host: Host, local: Path, remote: str) -> None:
+    name = os.fsdecode(b"\xff\n")
+    (local / name).write_text("here")
+    path = fal.sync_dir(local, remote, host=host)
+    do(
+        host,
+        path,
+        "[open(os.path.join(path, n), 'w').write('there') for n in os.listdir(path) if n != 'deep']",
+    )
+    (local / name).unlink()
+
+    with pytest.warns(UserWarning, match="changed on") as caught:
+        fal.sync_dir(local, remote, host=host)
+
+    assert any(repr(name) in str(warning.message) for warning in caught)
+
+
 def test_odd_names_arrive(host: Host, local: Path, remote: str) -> None:
     odd = [b"new\nline", b"\xff\xfe", "é".encode(), b" space ", b"-rf", b"*", b"..x", b"q'\"", b"tab\t"]
     for name in odd:
@@ -449,6 +466,35 @@ def test_a_transfer_that_broke_goes_on_where_it_was(
     assert len(pieces) == 6 - 3
     assert not pieces & first
     assert Path(path, "large").read_bytes() == (local / "large").read_bytes()
+
+
+def test_after_the_connection_broke_only_the_rest_is_sent(
+    agent_host: Any, local: Path, remote: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(20):
+        (local / f"{number}.txt").write_text(f"{remote} {number}")
+    first: set[str] = set()
+    second: set[str] = set()
+    upload = type(agent_host).upload
+
+    def break_down(self: Any, name: str, data: Any, stop: Any) -> None:
+        if len(first) == 8:
+            self.ask("status")  # so that what was sent has arrived
+            self._client.close()
+            raise fal.exceptions.LinkLostError("broken")
+        first.add(name)
+        upload(self, name, data, stop)
+
+    monkeypatch.setattr(type(agent_host), "upload", break_down)
+    with pytest.raises(fal.exceptions.LinkLostError):
+        fal.sync_dir(local, remote, host=agent_host)
+    monkeypatch.setattr(type(agent_host), "upload", lambda *args: (second.add(args[1]), upload(*args))[1])
+
+    path = fal.sync_dir(local, remote, host=agent_host)
+
+    assert len(look(agent_host, path)) == 22
+    assert len(second - first) == 22 + 1 - 8
+    assert not second & first
 
 
 def test_two_at_once_leave_one_or_the_other(host: Host, tmp_path: Path, remote: str) -> None:

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import builtins
 import functools
+import glob  # noqa: F401 - as pathlib
 import io
 import os
-import pathlib
+import pathlib  # noqa: F401 - with glob, to be loaded before it is looked through
 import posixpath
 import sys
 from importlib import machinery
@@ -38,6 +39,7 @@ _FUNCTIONS = {
     "stat": 1, "statvfs": 1, "symlink": 2, "truncate": 1, "unlink": 1, "utime": 1,
 }  # fmt: skip
 _KEYWORDS = ("path", "src", "dst", "file")  # what these arguments are called
+_KEEPERS = ("glob", "pathlib")  # their classes keep functions of `os` as attributes
 _SETS = ("supports_dir_fd", "supports_fd", "supports_follow_symlinks", "supports_effective_ids")
 
 
@@ -210,12 +212,17 @@ def _replace_everywhere(wrappers: dict[int, tuple[Any, Any]]) -> None:
             new = wrappers.get(id(value))
             if new is not None and space is not globals():
                 space[name] = new[1]
-    accessor: Any = getattr(pathlib, "_NormalAccessor", None)  # Pythons before 3.11
-    for name, value in list(vars(accessor).items()) if accessor is not None else ():
-        inner = getattr(value, "__func__", value)
-        new = wrappers.get(id(inner))
+    for module_name, module in list(sys.modules.items()):
+        if module_name.partition(".")[0] in _KEEPERS:
+            for kept in [value for value in vars(module).values() if isinstance(value, type)]:
+                _replace_in_class(kept, wrappers)
+
+
+def _replace_in_class(cls: type, wrappers: dict[int, tuple[Any, Any]]) -> None:
+    for name, value in list(vars(cls).items()):
+        new = wrappers.get(id(getattr(value, "__func__", value)))
         if new is not None:
-            setattr(accessor, name, staticmethod(new[1]))
+            setattr(cls, name, staticmethod(new[1]))
 
 
 def _finder(paths: DataPaths) -> Callable[[str], Any]:
