@@ -91,19 +91,22 @@ def test_a_file_that_changes_each_time_is_named_and_the_rest_arrives(
 
 
 def test_ctrl_c_ends_it_and_the_next_try_goes_on(local: Path, remote: str) -> None:
-    stopped: list[bool] = []
+    struck: list[str] = []
+    told = threading.Event()
 
-    def strike(_name: str, stop: threading.Event) -> None:
-        if not stopped:
+    def strike(name: str, stop: threading.Event) -> None:
+        if not struck:
+            struck.append(name)
             os.kill(os.getpid(), signal.SIGINT)
-            stopped.append(stop.wait(60))
+            if stop.wait(60):
+                told.set()
 
     host = Watched(strike)
     with pytest.raises(KeyboardInterrupt):
         fal.sync_dir(local, remote, host=host)
 
     assert Path(fal.sync_dir(local, remote, host=host), "b.txt").read_text() == "b"
-    assert stopped == [True]
+    assert told.wait(60)
 
 
 def test_a_host_that_keeps_losing_what_is_sent_is_an_error(local: Path, remote: str) -> None:
