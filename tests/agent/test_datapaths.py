@@ -69,6 +69,25 @@ def test_on_a_host_with_its_own_folder_only_our_names_are_translated(root: Path)
     assert rule.translate(str(data)) == str(data)
 
 
+def test_where_the_user_may_not_write_new_names_are_ours(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda _path, mode: mode == os.X_OK)
+    rule, data = paths(root, own=True), root.parent / "data"
+    (data / "theirs").touch()
+
+    assert rule.translate(f"{data}/new") == f"{root}/new"
+    assert rule.translate(f"{data}/theirs") == f"{data}/theirs"
+    assert rule.translate(f"{data}/ours") == f"{root}/ours"
+    assert rule.translate(str(data)) == str(data)
+
+
+def test_a_folder_that_the_user_may_not_enter_is_none(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    rule, data = paths(root, own=True), root.parent / "data"
+
+    assert rule.translate(f"{data}/x") == f"{root}/x"
+    assert rule.translate(str(data)) == str(root)
+
+
 def test_nothing_is_needed_where_the_host_leads_there_by_itself(root: Path) -> None:
     (root.parent / "data").symlink_to(root)
 

@@ -6,9 +6,10 @@ finds modules there. C libraries that open files themselves and other programs s
 take the path that `sync_dir` gives, or $FAL_PERSISTENT_DIR.
 
 The rule: a path is `/data`, or `/data/NAME` and what is below it. On a host with no `/data` of its own
-every such path means the data folder. On a host that has one, `/data/NAME` means the data folder if
-NAME is in there, and the host's own otherwise, as `/data` itself does. If the host's `/data` leads to
-the data folder, as a link or a mount, nothing is wrapped.
+every such path means the data folder; so it does where the user may not enter that one. Else `/data/NAME`
+means the data folder if NAME is in there, and the host's own otherwise, as `/data` itself does; but where
+the user may not write, a NAME that is in neither means the data folder. If the host's `/data` leads to the
+data folder, as a link or a mount, nothing is wrapped.
 """
 
 from __future__ import annotations
@@ -54,13 +55,14 @@ class DataPaths:
     def __init__(self, root: str, prefix: str = _PREFIX) -> None:
         self.root, self._prefix = root, prefix
         self._bytes = os.fsencode(prefix)
-        self._has_own = os.path.lexists(prefix)
+        self._has_own = os.access(prefix, os.X_OK)
+        self._may_write = os.access(prefix, os.W_OK)
         self._lstat = os.lstat  # as it is before it is wrapped
 
     @property
     def is_needed(self) -> bool:
         """Whether `/data` is not the data folder anyway."""
-        return not self._has_own or os.path.realpath(self._prefix) != os.path.realpath(self.root)
+        return os.path.realpath(self._prefix) != os.path.realpath(self.root)
 
     def translate(self, path: Any) -> Any:
         """Give the path that is meant; what is not about `/data` comes back as it is."""
@@ -83,16 +85,19 @@ class DataPaths:
             return path  # "/database"
         if ".." in rest and not posixpath.normpath(path).startswith((self._prefix + "/", self._prefix)):
             return path  # "/data/../etc"
-        if self._has_own and not self._is_ours(rest):
+        if self._has_own and not self._is_ours(rest.lstrip("/").partition("/")[0]):
             return path
         return self.root + rest
 
-    def _is_ours(self, rest: str) -> bool:
-        name = rest.lstrip("/").partition("/")[0]
+    def _is_ours(self, name: str) -> bool:
+        """Whether a name is meant for the data folder, on a host that has a folder of its own."""
         if not name:
             return False
+        return self._is_there(self.root, name) or not (self._may_write or self._is_there(self._prefix, name))
+
+    def _is_there(self, folder: str, name: str) -> bool:
         try:
-            self._lstat(f"{self.root}/{name}")
+            self._lstat(f"{folder}/{name}")
         except OSError:
             return False
         return True
