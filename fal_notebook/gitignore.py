@@ -1,6 +1,6 @@
 """Which files of a folder `.gitignore` files leave out, as git would say.
 
-Runs in the notebook; the only file that uses pathspec. A folder's own `.gitignore` holds for what is
+Runs in the notebook. pathspec reads the patterns. A folder's own `.gitignore` holds for what is
 below it and overrules those above. What lies in an ignored folder cannot be taken back in, so whoever
 walks a folder must not enter those.
 """

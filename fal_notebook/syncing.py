@@ -139,14 +139,15 @@ class _Sync:
             raise self._error
         there = self._result.get("changed_there")
         if there:
-            _warn(f"sync_dir: gone here but changed on {self._host.name!r}, where they stay: {_names(there)}")
+            names = _names(there, self._result["unnamed"])
+            _warn(f"sync_dir: gone here but changed on {self._host.name!r}, where they stay: {names}")
         place = f"/data/{self._directory}".rstrip("/")
         if self._result["state"] == "same":
             line.say(f"{self._local} is already uploaded and matches {place} on {self._host.name!r}")
         else:
             line.say(
-                f"Done: {place} on {self._host.name!r}, {_size(self._sent)} sent, "
-                f"{self._result['changed']} files written, {self._result['removed']} removed"
+                f"Done: {place} on {self._host.name!r}, {_size(self._sent)} sent, files written: "
+                f"{self._result['changed']}, removed: {self._result['removed']}"
             )
         return str(self._result["path"])
 
@@ -283,9 +284,10 @@ def _is_live() -> bool:
     return False
 
 
-def _names(paths: list[str]) -> str:
+def _names(paths: list[str], unnamed: int = 0) -> str:
+    unnamed += len(paths[_NAMED:])
     shown = ", ".join(map(repr, paths[:_NAMED]))
-    return shown if len(paths) <= _NAMED else f"{shown} and {len(paths) - _NAMED} more"
+    return f"{shown} and {unnamed} more" if unnamed else shown
 
 
 def _warn(text: str) -> None:

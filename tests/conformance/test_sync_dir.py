@@ -265,7 +265,7 @@ def test_nothing_that_remote_code_made_is_replaced_by_a_folder_or_file(
     (local / "new").write_text("here")
     (local / "a.txt").write_text("changed as well")
 
-    with pytest.raises(fal.exceptions.ResourceError, match=r"new/made was made on the host"):
+    with pytest.raises(fal.exceptions.ResourceError, match=r"new/made' was made on the host"):
         fal.sync_dir(local, remote, host=host)
 
     assert look(host, path) == before

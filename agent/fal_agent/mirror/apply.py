@@ -178,7 +178,7 @@ class Change:
 
     def _in_the_way(self, path: str, what: str) -> ResourceError:
         return ResourceError(
-            f"{self._folder / path} was made on the host and is in the way where {what}; "
+            f"{str(self._folder / path)!r} was made on the host and is in the way where {what}; "
             "move it, or rename yours. Nothing in the folder was changed"
         )
 

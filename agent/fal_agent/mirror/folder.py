@@ -31,6 +31,7 @@ __all__ = ["OWN_FOLDER", "Mirror"]
 
 OWN_FOLDER = ".fal/sync"  # below the data root: the records, and what is on its way
 SPARE_BYTES = 100 << 20  # of the disk that stay free
+_NAMED = 20  # paths in one answer
 _PAGE_PIECES, _PAGE_BYTES = 8192, 1 << 30  # that are asked for at a time
 
 
@@ -69,8 +70,8 @@ class Mirror:
         Returns:
             "state" is "busy" (another step is at work), "same" (all is there already), "manifest" (it has
             not arrived), "missing" ("pieces", some of those to be sent, and "bytes" of all of them), or
-            "done" ("changed" and "removed", numbers of paths, and "changed_there", paths that were
-            dropped here but changed there since, and stay). With "path", the folder.
+            "done" ("changed" and "removed", numbers of paths, "changed_there", paths that the manifest
+            dropped but were changed there since, and stay, and "unnamed", how many more of them). With "path", the folder.
 
         Raises:
             ProtocolError: the manifest is none.
@@ -115,7 +116,11 @@ class Mirror:
         change.apply(ready, name, self._record_path)
         stage.finish()
         return self._answer(
-            "done", changed=change.changed, removed=change.removed, changed_there=change.changed_there[:100]
+            "done",
+            changed=change.changed,
+            removed=change.removed,
+            changed_there=change.changed_there[:_NAMED],
+            unnamed=len(change.changed_there[_NAMED:]),
         )
 
     def _answer(self, state: str, **more: Any) -> dict[str, Any]:
