@@ -71,7 +71,8 @@ class Mirror:
             "state" is "busy" (another step is at work), "same" (all is there already), "manifest" (it has
             not arrived), "missing" ("pieces", some of those to be sent, and "bytes" of all of them), or
             "done" ("changed" and "removed", numbers of paths, "changed_there", paths that the manifest
-            dropped but were changed there since, and stay, and "unnamed", how many more of them). With "path", the folder.
+            dropped but were changed there since, and stay, and "unnamed", how many more of them). With
+            "path", the folder.
 
         Raises:
             ProtocolError: the manifest is none.
