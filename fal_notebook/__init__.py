@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fal_notebook.hosts.registry import connect
     from fal_notebook.hosts.ssh import SSHHost
     from fal_notebook.run import Run
+    from fal_notebook.syncing import sync_dir
 
     local: Host
 
@@ -50,6 +51,7 @@ __all__ = [
     "hosts",
     "isolated",
     "local",
+    "sync_dir",
 ]
 
 _HOME = {
@@ -60,6 +62,7 @@ _HOME = {
     "cached": "fal_agent.runtime.cached",
     "connect": "fal_notebook.hosts.registry",
     "function": "fal_notebook.functions",
+    "sync_dir": "fal_notebook.syncing",
 }
 _MODULES = ("api", "exceptions", "hosts")
 

@@ -21,6 +21,7 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     patch = pytest.MonkeyPatch()
     patch.setenv("FAL_NOTEBOOK_HOME", str(folder / "root"))
     patch.setenv("FAL_NOTEBOOK_CONFIG", str(folder / "config"))
+    patch.setenv("FAL_NOTEBOOK_CACHE", str(folder / "cache"))
     patch.setenv("FAL_NOTEBOOK_IDLE", "20")
     patch.delenv("FAL_HOST", raising=False)
     yield folder

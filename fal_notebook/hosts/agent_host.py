@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fal_agent.errors import HostUnreachableError
 
 if TYPE_CHECKING:
+    from fal_agent.framing import Buffer
     from fal_notebook.hosts.base import EventSink, Execution, Parcel
     from fal_notebook.hosts.client import AgentClient
 
@@ -75,6 +76,10 @@ class AgentHost(ABC):
     def ask(self, question: str, *, timeout: float = 30.0, **arguments: Any) -> Any:
         """Ask the agent; see `fal_agent.server.questions`."""
         return self.connect().ask(question, timeout, **arguments)
+
+    def upload(self, name: str, data: Buffer, stop: threading.Event) -> None:
+        """Bring a blob to the host; see `fal_notebook.hosts.base.KeepsData`."""
+        self.connect().upload(name, data, stop)
 
     def close(self) -> None:
         """Let go of the connection; what runs there goes on for its lease."""

@@ -10,10 +10,22 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import threading
+
     from fal_agent.framing import Buffer
     from fal_agent.wire import Call, Data, Event
 
-__all__ = ["ByteStream", "CompletedCommand", "EventSink", "Execution", "Host", "Link", "Parcel", "Received"]
+__all__ = [
+    "ByteStream",
+    "CompletedCommand",
+    "EventSink",
+    "Execution",
+    "Host",
+    "KeepsData",
+    "Link",
+    "Parcel",
+    "Received",
+]
 
 
 class ByteStream(Protocol):
@@ -140,3 +152,21 @@ class Host(Protocol):
 
     def close(self) -> None:
         """Let go of the connection. Runs go on for their lease; `close` stops nothing there."""
+
+
+@runtime_checkable
+class KeepsData(Protocol):
+    """A host with a data folder, which also answers the question "sync"."""
+
+    name: str
+
+    def upload(self, name: str, data: Buffer, stop: threading.Event) -> None:
+        """Bring a blob to the host, where the next question "sync" finds it.
+
+        Raises:
+            HostError: the machine cannot be reached, or the connection broke.
+            OSError: the disk fails, where it is this machine's.
+        """
+
+    def ask(self, question: str, *, timeout: float = 30.0, **arguments: Any) -> Any:
+        """Ask, as any host."""

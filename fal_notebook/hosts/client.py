@@ -159,6 +159,7 @@ class AgentClient:
         self._functions: set[str] = set()  # digests that the agent has
         self._blobs: set[str] = set()  # names that the agent has
         self._uploads: dict[str, threading.Lock] = {}  # by blob
+        self._bringing = threading.Lock()  # held while a blob travels that no call names
         self._greeted = threading.Event()
         self._problem: str | None = None
         self._closed = threading.Event()
@@ -397,7 +398,7 @@ class AgentClient:
             for name, data in blobs.items():
                 with self._uploading(name):  # two calls with the same data: the second waits for the first
                     if name not in self._blobs:
-                        self._send_blob(name, data, execution)
+                        self._send_blob(name, data, lambda: execution.withdrawn)
                         if execution.withdrawn:
                             return
                         self._blobs.add(name)
@@ -407,12 +408,29 @@ class AgentClient:
         except OSError as error:
             self.give_up(execution, "link", f"data for {self.host_name!r} could not be sent: {error}")
 
-    def _send_blob(self, name: str, data: Buffer, execution: AgentExecution) -> None:
+    def upload(self, name: str, data: Buffer, stop: threading.Event) -> None:
+        """Bring a blob to the agent that no call names.
+
+        Args:
+            name: letters, digits, "-" and "_".
+            data: its content, all of it.
+            stop: ends the transfer when it is set.
+
+        Raises:
+            LinkLostError: the connection broke.
+            OSError: the disk fails, where the agent is on this machine.
+        """
+        if self._closed.is_set():
+            raise self._lost_error()
+        with self._bringing:
+            self._send_blob(name, data, stop.is_set)
+
+    def _send_blob(self, name: str, data: Buffer, stop: Callable[[], bool]) -> None:
         if self._blob_folder is not None:
             _write_blob(self._blob_folder, name, data)
             return
         try:
-            self._duplex.send_blob(name, data, part_size=self._part_size, stop=lambda: execution.withdrawn)
+            self._duplex.send_blob(name, data, part_size=self._part_size, stop=stop)
         except OSError as error:
             raise self._broken(error) from None
 

@@ -28,6 +28,7 @@ from fal_agent.errors import FalServerlessError
 from fal_agent.runtime.fingerprints import fingerprint
 from fal_agent.wire import WINDOW, Failure, Item, Result
 from fal_notebook.hosts.base import Received
+from fal_notebook.hosts.inbox import Inbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -54,6 +55,7 @@ class InlineHost:
         self.name = name
         self._setups: dict[str, Any] = {}  # what setup functions made, by what they do
         self._files = contextlib.ExitStack()
+        self._inbox = Inbox()
 
     def submit(
         self,
@@ -83,6 +85,8 @@ class InlineHost:
         Raises:
             FalServerlessError: it does not.
         """
+        if question == "sync":
+            return self._inbox.sync(**arguments)
         if question == "status":
             agent = {"pid": os.getpid(), "python": platform.python_version(), "started_at": None}
             return {"machine": {}, "gpus": [], "agent": agent, "workers": []}
@@ -91,6 +95,10 @@ class InlineHost:
         if question == "stop":
             return {"workers": 0}
         raise FalServerlessError(f"{self.name!r} is this process and has no agent to ask about {question!r}")
+
+    def upload(self, name: str, data: Buffer, stop: threading.Event) -> None:  # noqa: ARG002 - the protocol's
+        """Put content where "sync" finds it; see `fal_notebook.hosts.base.KeepsData`."""
+        self._inbox.put(name, data)
 
     def close(self) -> None:
         """Remove the folders of app files."""

@@ -10,6 +10,7 @@ from fal_agent.errors import FalServerlessError
 from fal_notebook.handles import Handle
 from fal_notebook.magics.options import parse_cell_line
 from fal_notebook.session import forget_sessions, run_cell, session_names
+from fal_notebook.syncing import sync_dir
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,6 +49,20 @@ def test_names_go_and_come(notebook: Notebook, capsys: pytest.CaptureFixture[str
     notebook.run("y = x + 1\nprint('there', y)")
     assert notebook.here["y"] == 21
     assert capsys.readouterr().out == "there 21\n"
+
+
+def test_cells_find_synced_files_below_data(notebook: Notebook, tmp_path: Path) -> None:
+    folder = tmp_path / "local"
+    folder.mkdir()
+    (folder / "a.txt").write_text("a")
+    sync_dir(folder, "/data/tests-cells", host=notebook.host)
+
+    notebook.run(
+        "text = open('/data/tests-cells/a.txt').read()\nlisted = !ls $FAL_PERSISTENT_DIR/tests-cells"
+    )
+
+    assert notebook.here["text"] == "a"
+    assert list(notebook.here["listed"]) == ["a.txt"]
 
 
 def test_a_large_value_travels_once_each_way(notebook: Notebook) -> None:

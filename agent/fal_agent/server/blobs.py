@@ -66,7 +66,7 @@ class BlobStore:
         self.root, self.budget_bytes = root, budget_bytes
         self._lock = threading.Lock()
         self._incoming: dict[tuple[str, str], _Incoming] = {}  # by writer and name
-        self._refused: set[tuple[str, str]] = set()  # no room for them: their other parts are passed over
+        self._refused: dict[tuple[str, str], str] = {}  # why: their other parts are passed over
         self._outboxes: dict[str, Path] = {}
         self._own = root / _WRITERS / (agent or identity())
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -129,6 +129,14 @@ class BlobStore:
             del self._incoming[writer, name]
             return True
 
+    def take_refusals(self, names: Collection[str]) -> list[str]:
+        """Give the reasons why blobs that came last were not kept; each reason once."""
+        wanted = set(names)
+        with self._lock:
+            found = {key: why for key, why in self._refused.items() if why and key[1] in wanted}
+            self._refused.update(dict.fromkeys(found, ""))
+            return list(found.values())
+
     def abort(self, name: str, writer: str = "") -> None:
         """Forget the parts of a blob that came so far."""
         with self._lock:
@@ -140,12 +148,12 @@ class BlobStore:
             for owner, name in list(self._incoming):
                 if owner == writer:
                     self._drop(writer, name)
-            self._refused = {key for key in self._refused if key[0] != writer}
+            self._refused = {key: why for key, why in self._refused.items() if key[0] != writer}
 
     def _begin(self, name: str, offset: int, size: int, writer: str) -> _Incoming:
         if offset != 0 or size < 0:
             raise ProtocolError(f"blob {name}: a part at {offset} of {size} bytes came before any other")
-        self._refused.discard((writer, name))
+        self._refused.pop((writer, name), None)
         due = sum(other.size - other.written for other in self._incoming.values())
         free = shutil.disk_usage(self.root).free - SPARE_BYTES - due
         if size > free:
@@ -159,11 +167,12 @@ class BlobStore:
         return incoming
 
     def _refusal(self, writer: str, name: str, size: int, reason: str) -> ResourceError:
-        self._refused.add((writer, name))
-        return ResourceError(
+        text = (
             f"{size:,} bytes of data cannot be kept in {self.root}: {reason}; "
             "free some space there, or send less"
         )
+        self._refused[writer, name] = text
+        return ResourceError(text)
 
     def _drop(self, writer: str, name: str) -> None:
         incoming = self._incoming.pop((writer, name), None)

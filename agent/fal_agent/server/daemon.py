@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from fal_agent.errors import FalServerlessError
 from fal_agent.paths import socket_path
 from fal_agent.server.blobs import BlobStore
+from fal_agent.server.datafolder import DataFolder
 from fal_agent.server.devices import Devices
 from fal_agent.server.environments.cache import EnvironmentCache
 from fal_agent.server.environments.uv import Uv
@@ -209,6 +210,7 @@ class _Agent:
             journal=self._journal,
             pool=self._pool,
             catch_up=lambda: self._service.lanes.take_all(),  # noqa: PLW0108 - made later
+            data=DataFolder(self._root / "data", self._blobs),
             shut_down=self._ended.set,
         )
         return Service(

@@ -20,6 +20,7 @@ from fal_agent.wire import Answer, Ask
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fal_agent.server.datafolder import DataFolder
     from fal_agent.server.environments.cache import EnvironmentCache
     from fal_agent.server.journal import Journal
     from fal_agent.server.pool import Pool
@@ -34,7 +35,7 @@ class Questions:
     """What a notebook may ask.
 
     Args:
-        environments, journal, pool: where the answers are.
+        environments, journal, pool, data: where the answers are.
         catch_up: lets the journal know of what happened in lanes.
         shut_down: ends the agent.
     """
@@ -45,12 +46,12 @@ class Questions:
         environments: EnvironmentCache,
         journal: Journal,
         pool: Pool,
+        data: DataFolder,
         catch_up: Callable[[], None],
         shut_down: Callable[[], None],
     ) -> None:
         self._environments, self._journal, self._pool = environments, journal, pool
-        self._catch_up = catch_up
-        self._shut_down = shut_down
+        self._data, self._catch_up, self._shut_down = data, catch_up, shut_down
         self._started_at = time.time()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -110,6 +111,12 @@ class Questions:
         """Remove the environments that were not used for longest, beyond `budget` bytes."""
         used = {worker.key.environment for worker in self._pool.workers}
         return await asyncio.get_running_loop().run_in_executor(None, self._environments.prune, budget, used)
+
+    async def on_sync(self, directory: str, manifest: str, force: bool = False) -> dict[str, Any]:
+        """Go on making a folder below /data hold what a manifest says; see `fal_agent.mirror.folder`."""
+        return await asyncio.get_running_loop().run_in_executor(
+            None, self._data.step, directory, manifest, force
+        )
 
     async def on_shutdown(self) -> bool:
         """End every worker, then the agent."""

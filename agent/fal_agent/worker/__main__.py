@@ -17,6 +17,7 @@ from typing import Optional
 
 from fal_agent.duplex import Duplex
 from fal_agent.wire import Ack, Execute, Interrupt, Lend, Message, Ready, Recall
+from fal_agent.worker import datapaths
 from fal_agent.worker.capture import Capture
 from fal_agent.worker.executor import Executor
 
@@ -34,6 +35,7 @@ def main(descriptor: int) -> None:
     log_fd = os.dup(2)
     os.set_inheritable(log_fd, False)
     capture = Capture(log_fd)
+    datapaths.install()  # before output is captured: should it fail, the log says why
     capture.install()
     executor = Executor(capture)
     os.register_at_fork(after_in_child=executor.after_fork)
