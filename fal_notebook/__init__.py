@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fal_agent.runtime.cached import cached
-    from fal_notebook import api, exceptions, hosts
+    from fal_notebook import api, container, exceptions, hosts, toolkit
+    from fal_notebook.container import ContainerImage
+    from fal_notebook.credentials import FalServerlessKeyCredentials
     from fal_notebook.functions import function
     from fal_notebook.functions import function as isolated
     from fal_notebook.hosts.base import Host
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ContainerImage",
+    "FalServerlessKeyCredentials",
     "InlineHost",
     "LocalHost",
     "Run",
@@ -45,14 +49,18 @@ __all__ = [
     "api",
     "cached",
     "connect",
+    "container",
     "exceptions",
     "function",
     "hosts",
     "isolated",
     "local",
+    "toolkit",
 ]
 
 _HOME = {
+    "ContainerImage": "fal_notebook.container",
+    "FalServerlessKeyCredentials": "fal_notebook.credentials",
     "InlineHost": "fal_notebook.hosts.inline",
     "LocalHost": "fal_notebook.hosts.local",
     "Run": "fal_notebook.run",
@@ -61,7 +69,7 @@ _HOME = {
     "connect": "fal_notebook.hosts.registry",
     "function": "fal_notebook.functions",
 }
-_MODULES = ("api", "exceptions", "hosts")
+_MODULES = ("api", "container", "exceptions", "hosts", "toolkit")
 
 
 def __getattr__(name: str) -> Any:
