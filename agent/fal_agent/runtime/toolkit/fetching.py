@@ -72,7 +72,7 @@ def opened(url: str, headers: Optional[Mapping[str, str]] = None) -> Iterator[Re
         DownloadError: the URL is another kind, the server cannot be reached, or it refuses.
     """
     shown = _shown(url)
-    if urlsplit(url).scheme.lower() not in ("http", "https"):
+    if _scheme(url) not in ("http", "https"):
         raise DownloadError(f"{shown} cannot be downloaded: only http and https URLs can")
     sent = {"User-Agent": "fal-notebook", "Accept-Encoding": "identity", **(headers or {})}
     try:
@@ -92,7 +92,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(  # noqa: PLR0917 - as in the class above it
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> Optional[urllib.request.Request]:
-        if urlsplit(newurl).scheme.lower() not in ("http", "https"):
+        if _scheme(newurl) not in ("http", "https"):
             raise URLError(f"it redirects to {_shown(newurl)}, and only http and https can be followed")
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         if request is not None and _origin(newurl) != _origin(req.full_url):
@@ -118,9 +118,16 @@ def _origin(url: str) -> tuple[str, Optional[str], Optional[int]]:
     return parts.scheme, parts.hostname, parts.port
 
 
+def _scheme(url: str) -> str:
+    return url.partition(":")[0].lower()
+
+
 def _shown(url: str) -> str:
     """A URL for a message, without the password and the query, which may be a signature."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "a malformed URL"
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}{parts.path}"[:300]
 
