@@ -6,18 +6,18 @@ import io
 import pickle
 import stat
 import tarfile
+import tempfile
 import zipfile
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fal_agent.errors import FileTooLargeError
 from fal_agent.runtime.toolkit import archives, file
 from fal_agent.runtime.toolkit.archives import unpack
 from fal_notebook.toolkit import CompressedFile
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 CONTENT = {"a.txt": b"one", "d/b.txt": b"two", "d/e/c.bin": bytes(5000)}
 
@@ -183,6 +183,24 @@ def test_a_damaged_file_is_told_by_its_checksum(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="is damaged"):
         unpacked(data, tmp_path)
+
+
+PACKED = [zipped(CONTENT), *(tarred(CONTENT, f"w:{kind}") for kind in ("", "gz", "bz2", "xz"))]
+
+
+@given(data=st.sampled_from(PACKED), place=st.integers(0, 100_000), byte=st.integers(0, 255))
+def test_whatever_is_damaged_is_unpacked_or_refused(data: bytes, place: int, byte: int) -> None:
+    place %= len(data)
+    damaged = data[:place] + bytes([byte]) + data[place + 1 :]
+
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "archive").write_bytes(damaged)
+        (Path(folder) / "to").mkdir()
+        try:
+            found = unpack(Path(folder) / "archive", Path(folder) / "to", limit=1 << 20)
+        except (ValueError, FileTooLargeError):
+            return
+        assert all(path.is_file() and Path(folder) / "to" in path.parents for path in found)
 
 
 def test_a_refused_archive_leaves_no_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ are left out, and what unpacks to more than is allowed is refused.
 
 from __future__ import annotations
 
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -15,6 +16,11 @@ from typing import TYPE_CHECKING, BinaryIO, Optional
 from fal_agent.errors import FileTooLargeError
 from fal_agent.runtime.toolkit.files import copied, written_whole
 
+try:
+    from lzma import LZMAError
+except ImportError:  # a Python that was built without it reads no xz either
+    LZMAError = zlib.error  # type: ignore[misc, assignment]
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -22,7 +28,10 @@ __all__ = ["UNPACKED_LIMIT", "unpack"]
 
 UNPACKED_LIMIT = 4 << 30  # bytes of all files
 _MEMBERS_LIMIT = 100_000
-_BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError, NotImplementedError)
+_BROKEN = (
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, LZMAError),
+    *(EOFError, RuntimeError, NotImplementedError, UnicodeError, struct.error),
+)
 _IN_THE_WAY = (FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
@@ -55,6 +64,11 @@ def unpack(archive: Path, folder: Path, *, limit: int = UNPACKED_LIMIT) -> list[
         raise ValueError(f"{archive.name} is damaged or encrypted: {error}") from error
     except _IN_THE_WAY as error:
         raise ValueError(f"{archive.name} holds a file and a folder of one name: {error}") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # bzip2 and gzip have no error of their own kind for data that is not theirs
+        raise ValueError(f"{archive.name} is damaged: {error}") from error
     return list(dict.fromkeys(found))
 
 
