@@ -77,6 +77,8 @@ def _rule(pattern: str) -> tuple[str, bool] | None:
     """What a pattern matches from the beginning of a path, and whether that is ignored."""
     from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
+    if not pattern.removeprefix("!").strip("/"):  # names nothing, which pathspec knows of "/" alone
+        return None
     try:
         expression, ignores = GitIgnoreSpecPattern.pattern_to_regex(_STARS.sub("**", pattern))
     except ValueError:

@@ -175,6 +175,13 @@ def test_a_later_exclamation_mark_brings_back_what_git_brings_back(
     assert kept not in ignored_by_git(repository, patterns)
 
 
+@pytest.mark.parametrize("nothing", ["!", "!/", "!//", "/", "//", "!#", "!!", "!["])
+def test_a_pattern_that_names_nothing_changes_nothing(nothing: str, repository: Path) -> None:
+    patterns = ["*.txt", "d/", nothing]
+
+    assert ignored_by_us(patterns) == ignored_by_git(repository, patterns) == ignored_by_us(patterns[:2])
+
+
 FILE_PATTERNS = st.sampled_from(
     ["*.txt", "b.*", "c.pyc", "/b.txt", "d/**/*.txt", "h.txt", "d/e/b.txt", "*.p?c"]
 )
