@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fal_agent.runtime.cached import cached
-    from fal_notebook import api, exceptions, hosts
+    from fal_notebook import api, container, exceptions, hosts, toolkit
+    from fal_notebook.container import ContainerImage
+    from fal_notebook.credentials import FalServerlessKeyCredentials
     from fal_notebook.functions import function
     from fal_notebook.functions import function as isolated
     from fal_notebook.hosts.base import Host
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ContainerImage",
+    "FalServerlessKeyCredentials",
     "InlineHost",
     "LocalHost",
     "Run",
@@ -46,15 +50,19 @@ __all__ = [
     "api",
     "cached",
     "connect",
+    "container",
     "exceptions",
     "function",
     "hosts",
     "isolated",
     "local",
     "sync_dir",
+    "toolkit",
 ]
 
 _HOME = {
+    "ContainerImage": "fal_notebook.container",
+    "FalServerlessKeyCredentials": "fal_notebook.credentials",
     "InlineHost": "fal_notebook.hosts.inline",
     "LocalHost": "fal_notebook.hosts.local",
     "Run": "fal_notebook.run",
@@ -64,7 +72,7 @@ _HOME = {
     "function": "fal_notebook.functions",
     "sync_dir": "fal_notebook.syncing",
 }
-_MODULES = ("api", "exceptions", "hosts")
+_MODULES = ("api", "container", "exceptions", "hosts", "toolkit")
 
 
 def __getattr__(name: str) -> Any:

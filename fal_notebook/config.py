@@ -36,9 +36,11 @@ __all__ = [
     "HostSettings",
     "Settings",
     "config_folder",
+    "exclusive",
     "known_host_names",
     "load",
     "remember_host",
+    "replace_whole",
     "ssh_aliases",
 ]
 
@@ -156,7 +158,7 @@ def remember_host(name: str, *, default: bool = False, **settings: Any) -> HostS
 
     path = config_folder() / "hosts.toml"
     try:
-        with _exclusive(path.parent):
+        with exclusive(path.parent):
             text = _read(path)
             _parse(text, path)  # a file with a mistake in it is left alone
             document = tomlkit.parse(text)
@@ -172,7 +174,7 @@ def remember_host(name: str, *, default: bool = False, **settings: Any) -> HostS
             new = tomlkit.dumps(document)
             checked = _parse(new, path)
             if new != text:
-                _replace(path, new)
+                replace_whole(path, new)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror or error}") from error
     return checked.hosts[name]
@@ -324,8 +326,12 @@ _RULES = {
 
 
 @contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    """Make the folder, and keep other processes from changing the file in it meanwhile."""
+def exclusive(folder: Path) -> Iterator[None]:
+    """Make the folder, and keep other processes from changing the files in it meanwhile.
+
+    Raises:
+        ConfigurationError: another process holds it for more than 5 seconds.
+    """
     import fcntl
 
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -345,7 +351,7 @@ def _exclusive(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_whole(path: Path, text: str) -> None:
     """Write the file beside its place, then put it there, also where the place is a link to another."""
     path = path.resolve()
     beside = path.with_name(f".{path.name}.{os.getpid()}")

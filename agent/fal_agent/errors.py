@@ -5,6 +5,7 @@
     ├── FieldException                          an app's answer about one input field
     ├── RequestCancelledException               the caller went away
     ├── FileTooLargeError
+    ├── DownloadError                           a file or repository could not be fetched
     ├── AppFileUploadException
     ├── GPUException                            answered as 503: replace the runner
     │   └── GPUOutOfMemoryException
@@ -42,6 +43,7 @@ __all__ = [
     "CallCancelledError",
     "CallTimeoutError",
     "ConfigurationError",
+    "DownloadError",
     "EnvironmentBuildError",
     "FalMissingDependencyError",
     "FalSerializationError",
@@ -125,6 +127,14 @@ class RequestCancelledException(FalServerlessException):
 
 class FileTooLargeError(FalServerlessException):
     """A file is larger than what may travel."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class DownloadError(FalServerlessException):
+    """A file or a repository could not be fetched; the message gives the reason."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

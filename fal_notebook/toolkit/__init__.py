@@ -1,0 +1,77 @@
+"""`fal.toolkit`: files, images, downloads, repositories and caches for code that runs on a host.
+
+Runs in workers, and in the notebook with functions that run there. Everything is defined in
+`fal_agent.runtime.toolkit` and imported on first use; the names are in its `__all__`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fal_agent.runtime import toolkit as _toolkit
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fal_agent.runtime.toolkit import (
+        Audio,
+        CompressedFile,
+        DownloadError,
+        File,
+        FileTooLargeError,
+        Image,
+        Video,
+        clone_repository,
+        download_file,
+        download_model_weights,
+        get_gpu_type,
+        load_inductor_cache,
+        sync_inductor_cache,
+        synchronized_inductor_cache,
+        upload_image,
+    )
+    from fal_notebook.toolkit import file, image, utils
+
+    FAL_PERSISTENT_DIR: Path
+    FAL_MODEL_WEIGHTS_DIR: Path
+    FAL_REPOSITORY_DIR: Path
+
+__all__ = [
+    "FAL_MODEL_WEIGHTS_DIR",
+    "FAL_PERSISTENT_DIR",
+    "FAL_REPOSITORY_DIR",
+    "Audio",
+    "CompressedFile",
+    "DownloadError",
+    "File",
+    "FileTooLargeError",
+    "Image",
+    "Video",
+    "clone_repository",
+    "download_file",
+    "download_model_weights",
+    "file",
+    "get_gpu_type",
+    "image",
+    "load_inductor_cache",
+    "sync_inductor_cache",
+    "synchronized_inductor_cache",
+    "upload_image",
+    "utils",
+]
+
+_MODULES = ("file", "image", "utils")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        import importlib
+
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(_toolkit, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
