@@ -21,8 +21,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fal_agent.runtime.app import App
     from fal_agent.runtime.cached import cached
-    from fal_notebook import api, exceptions, hosts
+    from fal_agent.runtime.routes import HealthCheck, endpoint
+    from fal_notebook import api, app, exceptions, hosts, ref
     from fal_notebook.functions import function
     from fal_notebook.functions import function as isolated
     from fal_notebook.hosts.base import Host
@@ -37,31 +39,39 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "App",
+    "HealthCheck",
     "InlineHost",
     "LocalHost",
     "Run",
     "SSHHost",
     "__version__",
     "api",
+    "app",
     "cached",
     "connect",
+    "endpoint",
     "exceptions",
     "function",
     "hosts",
     "isolated",
     "local",
+    "ref",
 ]
 
 _HOME = {
+    "App": "fal_agent.runtime.app",
+    "HealthCheck": "fal_agent.runtime.routes",
     "InlineHost": "fal_notebook.hosts.inline",
     "LocalHost": "fal_notebook.hosts.local",
     "Run": "fal_notebook.run",
     "SSHHost": "fal_notebook.hosts.ssh",
     "cached": "fal_agent.runtime.cached",
     "connect": "fal_notebook.hosts.registry",
+    "endpoint": "fal_agent.runtime.routes",
     "function": "fal_notebook.functions",
 }
-_MODULES = ("api", "exceptions", "hosts")
+_MODULES = ("api", "app", "exceptions", "hosts", "ref")
 
 
 def __getattr__(name: str) -> Any:

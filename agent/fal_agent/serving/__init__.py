@@ -1,0 +1,1 @@
+"""How an `App` is served: FastAPI under uvicorn, in the process of the user's code."""
