@@ -59,7 +59,7 @@ class BaseServable:
         Raises:
             FalServerlessException: it cannot be made; the reason is the `__cause__`.
         """
-        document: dict[str, Any] = _serving("openapi").document(self)
+        document: dict[str, Any] = _serving("http").document(self)
         return document
 
     def health(self) -> Any:
