@@ -402,7 +402,7 @@ def test_a_function_has_one_route_only() -> None:
     @fal.endpoint("/")
     def function(self: Any) -> None: ...
 
-    with pytest.raises(ValueError, match="^Can't set multiple routes for the same function: function$"):
+    with pytest.raises(ValueError, match=r"^Can't set multiple routes for the same function: function$"):
         fal.endpoint("/b")(function)
     with pytest.raises(ValueError, match="Can't set multiple routes"):
         mark(function, RouteSignature("/c"))

@@ -91,8 +91,8 @@ application = build_application(app)
 
 
 async def answers():
-    transport = httpx.ASGITransport(application)
-    async with app.lifespan(application), httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://x")
+    async with app.lifespan(application), client:
         model = await client.post("/", json={"prompt": "hi"})
         scalar = await client.post("/scalar", json={"prompt": "hi", "size": "large"})
         return [model.json(), scalar.json()]
