@@ -51,15 +51,14 @@ def build_application(app: BaseServable) -> FastAPI:
             f"{type(app).__name__} must have at least one route: mark a method with @fal.endpoint('/')"
         )
     websockets = {signature: function for signature, function in routes.items() if signature.is_websocket}
-    metrics = Metrics()
+    metrics, root_path = Metrics(), os.environ.get("FAL_APP_ROOT_PATH", "").rstrip("/")
     application = _Application(
         websockets,
         title=getattr(app, "app_name", None) or type(app).__name__,
         version=str(app.version),
-        root_path=os.environ.get("FAL_APP_ROOT_PATH", ""),
         lifespan=app.lifespan,
         middleware=[  # the first is the outermost
-            Middleware(_RequestMiddleware, served=app, metrics=metrics),
+            Middleware(_RequestMiddleware, served=app, metrics=metrics, root_path=root_path),
             Middleware(
                 CORSMiddleware,
                 allow_origins=["*"],
@@ -72,6 +71,7 @@ def build_application(app: BaseServable) -> FastAPI:
         ],
     )
     application.state.metrics = metrics
+    application.servers = [{"url": root_path}] if root_path else []
     application.router.route_class = ScalarRoute
     add_failure_handlers(application)
     for signature, function in routes.items():
@@ -126,14 +126,16 @@ def _health_endpoint(app: BaseServable) -> Callable[..., Any]:
 class _RequestMiddleware:
     """Makes a request the current one, and labels its answer with its id and with the runner's hints."""
 
-    def __init__(self, app: ASGIApp, served: BaseServable, metrics: Metrics) -> None:
-        self._app, self._served, self._metrics = app, served, metrics
+    def __init__(self, app: ASGIApp, served: BaseServable, metrics: Metrics, root_path: str) -> None:
+        self._app, self._served, self._metrics, self._root_path = app, served, metrics, root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request or websocket on."""
         if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
+        if self._root_path:
+            scope["root_path"] = self._root_path
         is_http = scope["type"] == "http"
         context = context_from_headers(_headers(scope))
         request_id = context.request_id or ""

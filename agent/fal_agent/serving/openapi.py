@@ -28,15 +28,12 @@ __all__ = ["describe"]
 _JSON = "application/json"
 
 
-def describe(
-    application: FastAPI, websockets: dict[RouteSignature, Callable[..., Any]], tags: Any = None
-) -> dict[str, Any]:
+def describe(application: FastAPI, websockets: dict[RouteSignature, Callable[..., Any]]) -> dict[str, Any]:
     """Make the document.
 
     Args:
         application: the application; its HTTP routes are described as FastAPI does.
         websockets: the websocket routes, realtime ones too, with their handlers.
-        tags: as `FastAPI(openapi_tags=...)`.
     """
     posts = {route.path for route in application.routes if isinstance(route, ScalarRoute)}
     mirrors = [
@@ -49,15 +46,17 @@ def describe(
         version=application.version,
         openapi_version=application.openapi_version,
         routes=[*application.routes, *mirrors],
-        tags=tags,
-        servers=[{"url": application.root_path}] if application.root_path else None,
+        servers=application.servers or None,
     )
     paths = document["paths"]
     for route in application.routes:
         if isinstance(route, ScalarRoute) and route.scalars:
             _add_body(paths[route.path_format]["post"], route.scalars)
+    served = {route.path for route in application.routes if isinstance(route, APIRoute)}
     for signature, function in websockets.items():
-        paths.setdefault(signature.path, {})["x-fal-protocol"] = _protocol(signature, function)
+        if signature.path not in served:  # to the end, in the order of routes, also what has a mirror already
+            paths[signature.path] = paths.pop(signature.path, {})
+        paths[signature.path]["x-fal-protocol"] = _protocol(signature, function)
     document["x-fal-order-paths"] = list(paths)
     for schema in _schemas(document):
         _order_properties(schema)

@@ -31,7 +31,7 @@ def raw_endpoint(function: Callable[..., Any], signature: RouteSignature) -> Cal
     Raises:
         ValueError: the endpoint is not `async def` or has no parameter for the connection.
     """
-    parameters = inspect.signature(function).parameters
+    parameters = resolved_parameters(function)
     names = [name for name, parameter in parameters.items() if _is_connection(parameter)]
     if not names or not inspect.iscoroutinefunction(function):
         raise ValueError(_what_is_wrong(function, signature, has_connection=bool(names)))
@@ -55,7 +55,7 @@ def raw_endpoint(function: Callable[..., Any], signature: RouteSignature) -> Cal
                 kind=inspect.Parameter.KEYWORD_ONLY,
                 annotation=WebSocket if name in names else parameter.annotation,
             )
-            for name, parameter in resolved_parameters(function).items()
+            for name, parameter in parameters.items()
         ]
     )
     handle.__name__ = function.__name__
