@@ -7,6 +7,8 @@ is served in a thread of its own while the cell waits.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 import threading
 from typing import TYPE_CHECKING, Optional
 
@@ -15,6 +17,7 @@ from fal_agent.serving.server import AppServer, bind_port
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterator
 
     from fal_agent.runtime.app import BaseServable
 
@@ -100,13 +103,27 @@ def _run_in_thread(server: AppServer) -> None:
     thread = threading.Thread(target=serve, name="fal-run-local", daemon=True)
     thread.start()
     was_interrupted = False
-    while not _has_ended(thread):
-        if was_interrupted and not server.is_ready:
-            raise KeyboardInterrupt
-        server.hurry() if was_interrupted else server.stop()
-        was_interrupted = True
+    with _interruptible():
+        while not _has_ended(thread):
+            if was_interrupted and not server.is_ready:
+                raise KeyboardInterrupt
+            server.hurry() if was_interrupted else server.stop()
+            was_interrupted = True
     if failures:
         raise failures[0]
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Have an interrupt raise at once: asyncio's own handler would wait for the loop, which waits for us."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _has_ended(thread: threading.Thread) -> bool:
