@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from support.kernel import start_kernel
 
 import fal_notebook as fal
 from fal_agent.errors import FalServerlessError
@@ -158,3 +159,39 @@ def test_an_app_without_routes_gives_its_ports_back() -> None:
 def test_options_that_are_none_are_refused() -> None:
     with pytest.raises(TypeError):
         Marked.run_local(port=3)  # type: ignore[call-arg]
+
+
+CELL = """
+import fal_notebook as fal
+
+class Hello(fal.App):
+    def setup(self):
+        print("set up")
+
+    def teardown(self):
+        print("torn down")
+
+    @fal.endpoint("/")
+    async def hello(self, name: str) -> str:
+        return "hello " + name
+
+Hello.run_local(exposed_port=0, exposed_metrics_port=0)
+print("went on")
+"""
+
+
+def test_a_notebooks_cell_serves_until_the_kernel_is_interrupted() -> None:
+    pytest.importorskip("ipykernel")
+    with start_kernel(PYTHONPATH=os.pathsep.join(filter(None, sys.path))) as kernel:
+        cell = kernel.start(CELL)
+        kernel.wait_for(cell, "interrupt to stop")
+        found = re.search(r"http://127\.0\.0\.1:\d+", cell.text)
+        assert found is not None
+        assert httpx.post(found[0], json={"name": "you"}, timeout=30).json() == "hello you"
+
+        kernel.interrupt()
+
+        kernel.wait(cell)
+        assert cell.status == "ok"
+        assert cell.text.startswith("set up\n")
+        assert cell.text.endswith("torn down\nwent on\n")

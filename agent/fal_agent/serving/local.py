@@ -92,19 +92,22 @@ def _is_loop_running() -> bool:
 def _run_in_thread(server: AppServer) -> None:
     """Serve in another thread and wait for it; an interrupt stops the server, a second one hurries it."""
     failures: list[BaseException] = []
+    ended = threading.Event()
 
     def serve() -> None:
         try:
             server.run()
         except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
             failures.append(error)
+        finally:
+            ended.set()
 
     # A daemon, since `setup` in another thread cannot be interrupted, and must not hold up the kernel's end.
     thread = threading.Thread(target=serve, name="fal-run-local", daemon=True)
     thread.start()
     was_interrupted = False
     with _interruptible():
-        while not _has_ended(thread):
+        while not _is_over(ended):
             if was_interrupted and not server.is_ready:
                 raise KeyboardInterrupt
             server.hurry() if was_interrupted else server.stop()
@@ -126,11 +129,11 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _has_ended(thread: threading.Thread) -> bool:
-    """Wait for a thread; False after an interrupt."""
+def _is_over(ended: threading.Event) -> bool:
+    """Wait for the end; False after an interrupt."""
     try:
-        while thread.is_alive():
-            thread.join(0.2)
+        while not ended.wait(0.2):  # not join(), which takes an interrupted wait for the thread's end
+            continue
     except KeyboardInterrupt:
         return False
     return True
