@@ -255,6 +255,52 @@ def test_a_setup_that_is_slower_than_allowed_is_warned_about(capsys: pytest.Capt
     assert capsys.readouterr().out == ""
 
 
+def test_the_installed_packages_are_a_line_for_debugging(caplog: pytest.LogCaptureFixture) -> None:
+    async def live() -> None:
+        async with Lived(_allow_init=True).lifespan():
+            pass
+
+    with caplog.at_level("DEBUG", logger="fal_agent.runtime.app"):
+        asyncio.run(live())
+
+    assert "pytest==" in caplog.text
+
+
+def test_as_many_handlers_run_at_once_as_the_app_allows(serve: Serve) -> None:
+    """All of them wait for each other here; threads are otherwise fewer. Health is told meanwhile."""
+
+    class Many(Lived):
+        max_multiplexing = 45
+
+        def setup(self) -> None:
+            super().setup()
+            self.all_there = threading.Barrier(self.max_multiplexing + 1, timeout=60)
+            self.may_go = threading.Event()
+
+        @fal.endpoint("/")
+        def run(self) -> None:
+            self.all_there.wait()
+            self.may_go.wait(60)
+
+    served = serve(Many)
+    app: Any = served.app
+    statuses: list[int] = []
+
+    def ask() -> None:
+        statuses.append(httpx.post(served.url, timeout=60).status_code)
+
+    threads = [threading.Thread(target=ask) for _ in range(Many.max_multiplexing)]
+    for thread in threads:
+        thread.start()
+    app.all_there.wait()
+    assert served.client.get("/health").status_code == 200
+    app.may_go.set()
+    for thread in threads:
+        thread.join(60)
+
+    assert statuses == [200] * Many.max_multiplexing
+
+
 def test_requests_that_outlast_the_drain_are_cancelled(serve: Serve) -> None:
     class Endless(Lived):
         @fal.endpoint("/")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import os
 import time
 from contextlib import asynccontextmanager, contextmanager
@@ -29,6 +30,7 @@ DEFAULT_STARTUP_TIMEOUT = 600.0  # seconds that `setup` may take before a warnin
 RUNNER_STATE = "FAL_RUNNER_STATE"  # environment variable: SETUP, RUNNING, TERMINATING
 RUNNER_MARK = "IS_ISOLATE_AGENT"  # environment variable: set where apps may be constructed
 
+_logger = logging.getLogger(__name__)
 _launcher: Optional[Callable[..., Any]] = None
 
 
@@ -106,6 +108,8 @@ class BaseServable:
             requests.forget_requests(self)
 
     async def _timed_setup(self) -> None:
+        if _logger.isEnabledFor(logging.DEBUG):
+            _logger.debug("installed packages: %s", ", ".join(_installed_packages()))
         started = time.monotonic()
         await _finish(self.setup())
         seconds = time.monotonic() - started
@@ -268,6 +272,12 @@ class App(BaseServable):
                 os.environ.pop(RUNNER_MARK, None)
             else:
                 os.environ[RUNNER_MARK] = before
+
+
+def _installed_packages() -> list[str]:
+    from importlib import metadata
+
+    return sorted({f"{found.metadata['Name']}=={found.version}" for found in metadata.distributions()})
 
 
 async def _finish(value: Any) -> Any:

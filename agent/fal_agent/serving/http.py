@@ -18,6 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import WebSocketRoute
 
 from fal_agent.errors import FalServerlessException
+from fal_agent.runtime.app import BaseServable
 from fal_agent.runtime.requests import REQUEST_ID_HEADER, answering, context_from_headers
 from fal_agent.serving.failures import FailureMiddleware, add_failure_handlers, report
 from fal_agent.serving.metrics import Metrics
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from fal_agent.runtime.app import BaseServable
     from fal_agent.runtime.routes import RouteSignature
 
 __all__ = ["HINTS_HEADER", "build_application", "document"]
@@ -116,6 +116,8 @@ class _Application(FastAPI):
 
 def _health_endpoint(app: BaseServable) -> Callable[..., Any]:
     async def health() -> Any:
+        if type(app).health is BaseServable.health:
+            return app.health()  # not in a thread, of which a busy app may have none left
         if inspect.iscoroutinefunction(app.health):
             return await app.health()
         return await run_in_threadpool(app.health)

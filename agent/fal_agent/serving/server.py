@@ -16,6 +16,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
+import anyio.to_thread
 import uvicorn
 
 from fal_agent.errors import FalServerlessError
@@ -103,6 +104,8 @@ class AppServer:
         self._uvicorn.force_exit = True
 
     async def _serve(self) -> None:
+        threads = anyio.to_thread.current_default_thread_limiter()
+        threads.total_tokens = max(threads.total_tokens, getattr(self._app, "max_multiplexing", None) or 0)
         async with self._application.router.lifespan_context(self._application), self._metrics():
             await self._uvicorn.serve(sockets=[self._listener])
 
