@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 CELLS = """
+import abc
 import enum
 from typing import Optional
 
@@ -31,7 +32,7 @@ class Output(BaseModel):
 SUFFIX = "!"
 
 
-class Base(fal.App, keep_alive=7, name="the-base"):
+class Base(fal.App, abc.ABC, keep_alive=7, name="the-base"):
     machine_type = "GPU"
 
     @fal.endpoint("/check", health_check=fal.HealthCheck(timeout_seconds=4))

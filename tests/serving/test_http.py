@@ -93,6 +93,29 @@ def test_a_model_is_the_body_and_the_return_annotation_shapes_the_answer(serve: 
     assert client.post("/async", json={"prompt": "a"}).json() == {"text": "a"}
 
 
+def test_an_endpoint_may_be_cached_or_static(serve: Serve) -> None:
+    class Kinds(fal.App):
+        calls: list[str] = []
+
+        @fal.endpoint("/cached")
+        @fal.cached
+        def cached(self, word: str) -> Output:
+            self.calls.append(word)
+            return Output(text=word)
+
+        @staticmethod
+        @fal.endpoint("/static")
+        def static(word: str) -> str:
+            return word
+
+    client = serve(Kinds).client
+
+    for _ in range(2):
+        assert client.post("/cached", json={"word": "a"}).json() == {"text": "a"}
+    assert Kinds.calls == ["a"]
+    assert client.post("/static?word=b").json() == "b"
+
+
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH"])
 def test_an_endpoint_is_reached_by_post_alone(serve: Serve, method: str) -> None:
     assert serve(Sample).client.request(method, "/").status_code == 405

@@ -49,6 +49,7 @@ _ONLY_KEYWORDS = (
     *("python_version", "compile_bytecode", "force", "force_env_build", "lease", "serializer"),
     *("metadata", "private_logs", "machine_types", "_base_image"),
 )
+_HOOKS = 8  # at most so many subclass hooks and metaclasses stand between a class and its maker
 _LISTS = ("app_files", "app_files_ignore")  # an empty one is as good as none
 
 _VARIABLES = frozenset((*_CLASS_VARIABLES, *_HOST_VARIABLES, *DEFAULT_HOST_KWARGS))
@@ -126,14 +127,14 @@ def being_unpickled() -> bool:
     Nothing can be checked or computed for such a class: its attributes, the computed ones too, follow.
     """
     frame = sys._getframe(1)  # noqa: SLF001 - the one way to see who makes a class
-    while frame.f_back is not None and frame.f_code.co_name == "__init_subclass__":
-        frame = frame.f_back
-    maker = frame.f_back
-    return (
-        frame.f_code is types.new_class.__code__
-        and maker is not None
-        and str(maker.f_globals.get("__name__")).startswith("cloudpickle")
-    )
+    for _ in range(_HOOKS):
+        maker = frame.f_back
+        if maker is None:
+            return False
+        if frame.f_code is types.new_class.__code__:
+            return str(maker.f_globals.get("__name__")).startswith("cloudpickle")
+        frame = maker
+    return False
 
 
 def refuse_contradictions(cls: Any) -> None:

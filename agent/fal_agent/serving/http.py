@@ -24,6 +24,7 @@ from fal_agent.serving.failures import FailureMiddleware, add_failure_handlers, 
 from fal_agent.serving.metrics import Metrics
 from fal_agent.serving.openapi import describe
 from fal_agent.serving.scalars import ScalarRoute
+from fal_agent.serving.signatures import as_function
 from fal_agent.serving.websockets import raw_endpoint, realtime_endpoint
 
 if TYPE_CHECKING:
@@ -74,6 +75,14 @@ def build_application(app: BaseServable) -> FastAPI:
     application.servers = [{"url": root_path}] if root_path else []
     application.router.route_class = ScalarRoute
     add_failure_handlers(application)
+    _add_routes(application, app, routes)
+    application.add_api_route("/health", _health_endpoint(app), name="health", methods=["GET"])
+    return application
+
+
+def _add_routes(
+    application: FastAPI, app: BaseServable, routes: dict[RouteSignature, Callable[..., Any]]
+) -> None:
     for signature, function in routes.items():
         if signature.realtime_mode is not None:
             realtime = realtime_endpoint(app, function, signature)
@@ -81,9 +90,8 @@ def build_application(app: BaseServable) -> FastAPI:
         elif signature.is_websocket:
             application.add_api_websocket_route(signature.path, raw_endpoint(function, signature))
         else:
-            application.add_api_route(signature.path, function, name=function.__name__, methods=["POST"])
-    application.add_api_route("/health", _health_endpoint(app), name="health", methods=["GET"])
-    return application
+            handler = as_function(function)
+            application.add_api_route(signature.path, handler, name=handler.__name__, methods=["POST"])
 
 
 def document(app: BaseServable) -> dict[str, Any]:

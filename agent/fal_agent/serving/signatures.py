@@ -14,7 +14,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["resolved_parameters"]
+__all__ = ["as_function", "resolved_parameters"]
+
+
+def as_function(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a function for a bound method of any kind; one that `fal.cached` made hides its signature."""
+    if inspect.isroutine(method):
+        return method
+    wrapped = inspect.unwrap(method)
+    takes_self = inspect.isfunction(wrapped) and getattr(method, "__self__", None) is not None
+
+    def call(**given: Any) -> Any:
+        return method(**given)
+
+    parameters = list(resolved_parameters(wrapped).values())[1 if takes_self else 0 :]
+    call.__signature__ = inspect.Signature(  # type: ignore[attr-defined] # what FastAPI reads
+        parameters, return_annotation=_resolved(*_return(wrapped))
+    )
+    call.__name__ = getattr(method, "__name__", type(method).__name__)
+    call.__doc__ = getattr(method, "__doc__", None)
+    return call
 
 
 def resolved_parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -24,6 +43,10 @@ def resolved_parameters(function: Callable[..., Any]) -> dict[str, inspect.Param
         name: parameter.replace(annotation=_resolved(parameter.annotation, namespace))
         for name, parameter in inspect.signature(function).parameters.items()
     }
+
+
+def _return(function: Callable[..., Any]) -> tuple[Any, dict[str, Any]]:
+    return inspect.signature(function).return_annotation, getattr(function, "__globals__", {})
 
 
 def _resolved(annotation: Any, namespace: dict[str, Any]) -> Any:
