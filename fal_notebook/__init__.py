@@ -21,8 +21,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fal_agent.runtime.app import App
     from fal_agent.runtime.cached import cached
-    from fal_notebook import api, container, exceptions, hosts, toolkit
+    from fal_agent.runtime.routes import HealthCheck, endpoint
+    from fal_notebook import api, app, container, exceptions, hosts, ref, toolkit
     from fal_notebook.container import ContainerImage
     from fal_notebook.credentials import FalServerlessKeyCredentials
     from fal_notebook.functions import function
@@ -40,39 +42,47 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "App",
     "ContainerImage",
     "FalServerlessKeyCredentials",
+    "HealthCheck",
     "InlineHost",
     "LocalHost",
     "Run",
     "SSHHost",
     "__version__",
     "api",
+    "app",
     "cached",
     "connect",
     "container",
+    "endpoint",
     "exceptions",
     "function",
     "hosts",
     "isolated",
     "local",
+    "ref",
     "sync_dir",
     "toolkit",
 ]
 
 _HOME = {
+    "App": "fal_agent.runtime.app",
     "ContainerImage": "fal_notebook.container",
     "FalServerlessKeyCredentials": "fal_notebook.credentials",
+    "HealthCheck": "fal_agent.runtime.routes",
     "InlineHost": "fal_notebook.hosts.inline",
     "LocalHost": "fal_notebook.hosts.local",
     "Run": "fal_notebook.run",
     "SSHHost": "fal_notebook.hosts.ssh",
     "cached": "fal_agent.runtime.cached",
     "connect": "fal_notebook.hosts.registry",
+    "endpoint": "fal_agent.runtime.routes",
     "function": "fal_notebook.functions",
     "sync_dir": "fal_notebook.syncing",
 }
-_MODULES = ("api", "container", "exceptions", "hosts", "toolkit")
+_MODULES = ("api", "app", "container", "exceptions", "hosts", "ref", "toolkit")
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,7 @@ from fal_notebook.options import FAL_KEEP_ALIVE, FunctionOptions, Options
 
 if TYPE_CHECKING:
     from fal_agent.runtime.cached import cached
+    from fal_agent.runtime.routes import RouteSignature
     from fal_notebook.functions import Function as IsolatedFunction
     from fal_notebook.functions import function
     from fal_notebook.hosts.local import LocalHost
@@ -34,6 +35,7 @@ __all__ = [
     "IsolatedFunction",
     "LocalHost",
     "Options",
+    "RouteSignature",
     "UserFunctionException",
     "cached",
     "function",
@@ -42,6 +44,7 @@ __all__ = [
 _ELSEWHERE = {
     "IsolatedFunction": ("fal_notebook.functions", "Function"),
     "LocalHost": ("fal_notebook.hosts.local", "LocalHost"),
+    "RouteSignature": ("fal_agent.runtime.routes", "RouteSignature"),
     "cached": ("fal_agent.runtime.cached", "cached"),
     "function": ("fal_notebook.functions", "function"),
 }

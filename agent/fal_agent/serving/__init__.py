@@ -1,1 +1,1 @@
-"""What serves an app: runs in its worker, and may import fastapi, starlette, uvicorn and the like."""
+"""How an `App` is served: FastAPI under uvicorn, in the process of the user's code."""
