@@ -29,8 +29,10 @@ __all__ = [
     "PART_SIZE",
     "WINDOW",
     "Ack",
+    "Activity",
     "Adopt",
     "Answer",
+    "AppSpec",
     "Ask",
     "Begun",
     "BlobPart",
@@ -43,6 +45,7 @@ __all__ = [
     "Event",
     "Execute",
     "Failure",
+    "HealthPolicy",
     "Hello",
     "Interrupt",
     "Item",
@@ -65,9 +68,12 @@ __all__ = [
     "Result",
     "Returned",
     "Scaling",
+    "Serve",
+    "Serving",
     "Stage",
     "Submit",
     "Task",
+    "Unwell",
     "Welcome",
     "decode",
     "encode",
@@ -117,10 +123,35 @@ class Scaling:
 
 
 @dataclass(frozen=True)
+class HealthPolicy:
+    """How the agent finds out whether a runner of an app is well."""
+
+    path: str = ""  # of a POST endpoint; empty: GET /health
+    start_period: float = 30.0  # seconds after the start of serving in which failures do not count
+    timeout: float = 5.0  # seconds that an answer may take
+    threshold: int = 3  # failures in a row that make a runner sick
+    regularly: bool = True  # every 15 seconds; else only when an answer asks for it
+
+
+@dataclass(frozen=True)
+class AppSpec:
+    """How an app is served, besides what every call says."""
+
+    name: str
+    auth: str = ""  # "private", "shared" or "public"; empty: private by the way it is reached
+    secrets: list[str] = field(default_factory=list)  # SHA-256 of what callers must show
+    health: HealthPolicy = field(default_factory=HealthPolicy)
+    request_timeout: Optional[float] = None  # seconds
+    multiplexing: Optional[int] = None  # requests in flight in one runner; None: the server's own limit
+    grace: float = 30.0  # seconds between asking a runner to end and making it
+    skip_retry: list[str] = field(default_factory=list)  # "timeout", "server_error", "connection_error"
+
+
+@dataclass(frozen=True)
 class Call:
     """What is to run and what it needs: everything about a call that stays the same from call to call."""
 
-    kind: str  # "function": pickle of (function, setup_function or None); "cell": see worker/session.py
+    kind: str  # "function": pickle of (function, setup or None); "app": of (class, None); "cell": a session's
     label: str  # the function's qualified name, or the first line of the cell
     function: Optional[str]  # digest of the function's data, None for cells
     environment: EnvironmentSpec
@@ -137,6 +168,7 @@ class Call:
     scale_key: str = ""  # calls with the same key share `max_concurrency`; the function's qualified name
     fresh: bool = False  # cells: start the session anew
     reusable: bool = False  # the loaded function holds no state, so a worker may call it again as it is
+    app: Optional[AppSpec] = None  # kind "app": how it is served
 
 
 # ---------------------------------------------------------------- notebook -> agent
@@ -312,6 +344,7 @@ class Log:
     run_id: str
     stream: str  # "stdout" or "stderr"
     source: str = "user"  # "user", or "builder" for what uv says
+    request: str = ""  # id of the request that an app was answering
     seq: int = 0
     sent_at: float = 0.0
     cost: int = 0
@@ -363,6 +396,17 @@ class Item:
     type: ClassVar[str] = "item"
     run_id: str
     data: Data = field(default_factory=list)
+    seq: int = 0
+    sent_at: float = 0.0
+    cost: int = 0
+
+
+@dataclass(frozen=True)
+class Serving:
+    """An app answers requests from now on."""
+
+    type: ClassVar[str] = "serving"
+    run_id: str
     seq: int = 0
     sent_at: float = 0.0
     cost: int = 0
@@ -429,6 +473,33 @@ class Ready:
 
 
 @dataclass(frozen=True)
+class Serve:
+    """How a worker serves an app."""
+
+    path: str  # of the Unix socket
+    app: AppSpec
+    agent_secret: str  # with which the agent's own requests are told from others
+
+
+@dataclass(frozen=True)
+class Activity:
+    """How many requests a runner has in flight now."""
+
+    type: ClassVar[str] = "activity"
+    run_id: str
+    in_flight: int
+
+
+@dataclass(frozen=True)
+class Unwell:
+    """A runner gave an answer that asks for a check, or for another runner (status 503)."""
+
+    type: ClassVar[str] = "unwell"
+    run_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Task:
     """What a worker must know of a `Call`."""
 
@@ -442,6 +513,7 @@ class Task:
     fresh: bool = False
     reusable: bool = False
     pydantic: str = ""  # version in the notebook, if it is loaded there
+    serve: Optional[Serve] = None  # kind "app"
 
 
 @dataclass(frozen=True)
@@ -530,18 +602,21 @@ class Begun:
     at: float  # seconds since the Unix epoch
 
 
-Event = Union[Stage, Log, Display, Clear, Progress, Item, Result, Failure]
+Event = Union[Stage, Log, Display, Clear, Progress, Item, Serving, Result, Failure]
 Message = Union[
     Hello, Submit, BlobPart, Ack, Interrupt, Cancel, Kill, Ask, Ping, Welcome, Need, Answer, Pong, Stage, Log,
     Display, Clear, Progress, Item, Result, Failure, Ready, Execute,
-    Lane, LaneClosed, Lend, Lent, Listening, Recall, Returned, Adopt, Moved, Begun,
+    Serving, Activity, Unwell, Lane, LaneClosed, Lend, Lent, Listening, Recall, Returned, Adopt, Moved, Begun,
 ]  # fmt: skip
 
 _TYPES: dict[str, type[Any]] = {cls.type: cls for cls in Message.__args__}  # type: ignore[attr-defined]
 _NESTED: dict[type, dict[str, type[Any]]] = {
     Submit: {"call": Call},
-    Call: {"environment": EnvironmentSpec, "resources": Resources, "scaling": Scaling},
+    Call: {"environment": EnvironmentSpec, "resources": Resources, "scaling": Scaling, "app": AppSpec},
+    AppSpec: {"health": HealthPolicy},
     Execute: {"task": Task},
+    Task: {"serve": Serve},
+    Serve: {"app": AppSpec},
 }
 _M = TypeVar("_M")
 
@@ -647,8 +722,9 @@ _JSON_SHAPES: dict[str, _Shape] = {
     "Any": _Shape(frozenset([str, int, float, bool, list, dict, type(None)])),
     "Data": _Shape(frozenset([list]), _Shape(frozenset([int, str]))),
 }
+_NESTED_ONLY = (Call, EnvironmentSpec, Resources, Scaling, AppSpec, HealthPolicy, Task, Serve)
 _SHAPES: dict[type, dict[str, _Shape]] = {
     cls: {item.name: _shape(str(item.type)) for item in fields(cls)}
-    for cls in [*_TYPES.values(), Call, EnvironmentSpec, Resources, Scaling, Task]
+    for cls in [*_TYPES.values(), *_NESTED_ONLY]
 }
 _DEFAULTS: dict[type, dict[str, Any]] = {cls: _defaults(cls) for cls in _SHAPES}

@@ -209,6 +209,7 @@ class _Agent:
             environments=self._environments,
             journal=self._journal,
             pool=self._pool,
+            apps=lambda: self._service.apps,
             catch_up=lambda: self._service.lanes.take_all(),  # noqa: PLW0108 - made later
             data=DataFolder(self._root / "data", self._blobs),
             shut_down=self._ended.set,
@@ -223,7 +224,7 @@ class _Agent:
             environments=self._environments,
             pool=self._pool,
             questions=questions,
-            lane_folder=socket_path(self._root, self._digest).parent,
+            socket_folder=socket_path(self._root, self._digest).parent,
             match=lambda resources: match(resources, self._facts, self._labels),
         )
 
@@ -236,6 +237,7 @@ class _Agent:
                 await asyncio.wait_for(self._ended.wait(), 0.25)
             now = time.monotonic()
             self._service.lanes.tend()
+            self._service.apps.tend()
             self._pool.tend()
             if self._service.connections or self._service.active_runs() or self._pool.workers:
                 self._idle_since = now

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fal_agent.server.environments.cache import Environment
     from fal_agent.server.machine import Match
     from fal_agent.server.runs import Run
-    from fal_agent.wire import Call
+    from fal_agent.wire import Call, Serve
 
 __all__ = ["Preparation", "Prepared", "WorkerKey"]
 
@@ -30,6 +30,7 @@ class WorkerKey(NamedTuple):
     gpus: int
     gpu_model: Optional[str]
     folder: Optional[str]
+    app: str = ""  # the only one that its workers serve
 
 
 class Preparation:
@@ -90,7 +91,13 @@ class Prepared:
         if self._key is None:
             assert self.environment is not None
             assert self.match is not None
-            self._key = WorkerKey(self.environment.name, self.match.gpus, self.match.gpu_model, self.folder)
+            self._key = WorkerKey(
+                self.environment.name,
+                self.match.gpus,
+                self.match.gpu_model,
+                self.folder,
+                self.call.app.name if self.call.app is not None else "",
+            )
         return self._key
 
     def found(self, environment: Environment, folder: Optional[str]) -> None:
@@ -101,8 +108,8 @@ class Prepared:
         """The environment is no longer there: it is to be built again at the next call."""
         self.environment, self._key = None, None
 
-    def task(self, outbox: str) -> Task:
-        """What a worker must know of the call."""
+    def task(self, outbox: str, serve: Optional[Serve] = None) -> Task:
+        """What a worker must know of the call; `serve` if it is an app's runner."""
         call = self.call
         return Task(
             kind=call.kind,
@@ -115,4 +122,5 @@ class Prepared:
             fresh=call.fresh,
             reusable=call.reusable,
             pydantic=call.pydantic,
+            serve=serve,
         )

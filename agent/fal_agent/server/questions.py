@@ -20,6 +20,7 @@ from fal_agent.wire import Answer, Ask
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fal_agent.server.apps import Apps
     from fal_agent.server.datafolder import DataFolder
     from fal_agent.server.environments.cache import EnvironmentCache
     from fal_agent.server.journal import Journal
@@ -36,6 +37,7 @@ class Questions:
 
     Args:
         environments, journal, pool, data: where the answers are.
+        apps: gives the apps of this agent.
         catch_up: lets the journal know of what happened in lanes.
         shut_down: ends the agent.
     """
@@ -47,11 +49,12 @@ class Questions:
         journal: Journal,
         pool: Pool,
         data: DataFolder,
+        apps: Callable[[], Apps],
         catch_up: Callable[[], None],
         shut_down: Callable[[], None],
     ) -> None:
         self._environments, self._journal, self._pool = environments, journal, pool
-        self._data, self._catch_up, self._shut_down = data, catch_up, shut_down
+        self._data, self._apps, self._catch_up, self._shut_down = data, apps, catch_up, shut_down
         self._started_at = time.time()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -101,6 +104,20 @@ class Questions:
         """The latest runs."""
         self._catch_up()
         return [_plain(record) for record in self._journal.runs(client_id=client_id, limit=limit)]
+
+    async def on_apps(self) -> list[dict[str, Any]]:
+        """The apps that are served here, whoever spawned them."""
+        return self._apps().infos()
+
+    async def on_app_address(self, name: str, timeout: float = 600.0) -> str:
+        """Give the socket of an app once a runner listens there."""
+        return await self._apps().get(name).address(timeout)
+
+    async def on_app_stop(self, name: str) -> str:
+        """End an app; gives the id of its run, whose last event says that it has ended."""
+        app = self._apps().get(name)
+        app.stop()
+        return app.run.run_id
 
     async def on_stop(self, session: Optional[str] = None, everything: bool = False) -> dict[str, int]:
         """End the workers of a session, of all sessions, or all workers."""

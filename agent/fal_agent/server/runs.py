@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent.framing import Buffer, encode_frame
 from fal_agent.server.spool import ending
-from fal_agent.wire import Ack, Call, Data, Event, Failure, Log, Result, Stage, header
+from fal_agent.wire import Ack, Call, Data, Event, Failure, Log, Result, Serve, Stage, header
 
 if TYPE_CHECKING:
     import asyncio
@@ -57,6 +57,7 @@ class Run:
         self.connection = connection
         self.state = "building"
         self.worker: Any = None
+        self.serve: Optional[Serve] = None  # runners of apps
         self.queued_at = time.monotonic()
         self.told_to_wait = False
         self.ended_by: Optional[Failure] = None  # what an interrupt or a kill on our part will be reported as

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from fal_agent.errors import EnvironmentBuildError, FalServerlessException, RequirementError, ResourceError
 from fal_agent.framing import FrameDecoder
 from fal_agent.server.appfiles import lay_out_files
+from fal_agent.server.apps import Apps
 from fal_agent.server.functions import FunctionStore, extract
 from fal_agent.server.lanes import Lanes
 from fal_agent.server.prepared import Preparation, Prepared
@@ -67,7 +68,7 @@ class Service:
         pid: its process.
         journal, blobs, functions, environments, pool: its parts.
         questions: answers what a notebook asks about the host.
-        lane_folder: where the sockets of lanes lie.
+        socket_folder: where the sockets of lanes and apps lie.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Service:
         environments: EnvironmentCache,
         pool: Pool,
         questions: Questions,
-        lane_folder: Path,
+        socket_folder: Path,
         match: Callable[[Any], Any],
     ) -> None:
         self._root = root
@@ -90,8 +91,9 @@ class Service:
         self._journal, self._blobs, self._functions = journal, blobs, functions
         self._environments, self._pool, self._questions, self._match = environments, pool, questions, match
         self.lanes = Lanes(
-            lane_folder, journal, adopt=self._adopt, submit=self._submit, returned=pool.worker_ready
+            socket_folder, journal, adopt=self._adopt, submit=self._submit, returned=pool.worker_ready
         )
+        self.apps = Apps(socket_folder, pool=pool, functions=functions)
         self._builders = ThreadPoolExecutor(_BUILDERS, thread_name_prefix="fal-build")
         self._leases: dict[str, asyncio.TimerHandle] = {}
         self._refusals: dict[str, str] = {}  # blobs that could not be kept, and why
@@ -316,7 +318,10 @@ class Service:
     def _ready(self, run: Run) -> None:
         if run.call.fresh and run.call.session is not None:
             self._pool.end_session(run.call.session)
-        self._pool.enqueue(run)
+        if run.call.app is not None:
+            self.apps.spawn(run)
+        else:
+            self._pool.enqueue(run)
 
     def _run_finished(self, run: Run) -> None:
         lease = self._leases.pop(run.run_id, None)
@@ -339,6 +344,8 @@ class Service:
             self.lanes.interrupt(connection, message.run_id)
         elif run.is_finished:
             return
+        elif (app := self.apps.of_run(run.run_id)) is not None:
+            app.stop()
         elif run.worker is not None:
             run.worker.interrupt(run)
         else:
@@ -361,12 +368,17 @@ class Service:
         if run.is_finished:
             return
         failure = killed(run.call.label)
-        if run.worker is not None:
+        app = self.apps.of_run(run.run_id)
+        if app is not None:
+            app.kill()
+        elif run.worker is not None:
             run.worker.kill_run(run, failure)
         else:
             self._withdraw(run, failure)
 
     def _begin_lease(self, run: Run) -> None:
+        if self.apps.of_run(run.run_id) is not None:  # it goes on, and looks at its lease itself
+            return
         seconds = max(0.0, run.call.lease)
         message = f"the lease of {seconds:g} s ended with no notebook connected"
         self._leases[run.run_id] = asyncio.get_running_loop().call_later(
@@ -375,7 +387,10 @@ class Service:
 
     def _stop(self, run: Run, kind: str, message: str) -> None:
         failure = Failure(run.run_id, kind, message, sent_at=time.time())
-        if run.worker is not None:
+        app = self.apps.of_run(run.run_id)
+        if app is not None:
+            app.stop()
+        elif run.worker is not None:
             run.worker.end_run(run, failure)
         else:
             self._withdraw(run, failure)

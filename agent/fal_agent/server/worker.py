@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 from fal_agent.server.process import WorkerProcess, describe_exit, oom_kills
+from fal_agent.server.runner import Runner
 from fal_agent.wire import (
+    Activity,
     Adopt,
     Clear,
     Display,
@@ -30,6 +32,8 @@ from fal_agent.wire import (
     Ready,
     Result,
     Returned,
+    Serving,
+    Unwell,
 )
 
 if TYPE_CHECKING:
@@ -47,7 +51,7 @@ __all__ = ["Worker"]
 _log = logging.getLogger(__name__)
 _INTERRUPT_GRACE = 5.0  # seconds that a call whose time is over has to react to its interrupt
 _END_GRACE = 2.0  # seconds between asking a worker to end and making it
-_EVENTS = (Log, Display, Clear, Progress, Item, Result, Failure)
+_EVENTS = (Log, Display, Clear, Progress, Item, Serving, Result, Failure)
 
 
 class Worker:
@@ -115,8 +119,8 @@ class Worker:
 
     @property
     def is_busy(self) -> bool:
-        """Whether calls run here that others must make room for; cells never stand in a function's way."""
-        return any(run.call.kind != "cell" for run in self.runs.values())
+        """Whether calls run here that others must make room for: cells and apps stand in nobody's way."""
+        return any(run.call.kind not in ("cell", "app") for run in self.runs.values())
 
     @property
     def is_idle(self) -> bool:
@@ -163,10 +167,10 @@ class Worker:
             function_data, function_buffers = self._functions.data(digest, offset=len(buffers))
             buffers = buffers + function_buffers
             self._known.add(digest)
-        task = None
-        if prepared.name not in self._known:
-            task = prepared.task(str(self._blobs.outbox(str(self.pid))))
-            self._known.add(prepared.name)
+        task, template = None, prepared.name if run.serve is None else run.run_id
+        if template not in self._known:
+            task = prepared.task(str(self._blobs.outbox(str(self.pid))), run.serve)
+            self._known.add(template)
         self._adopt_settings(run)
         run.worker = self
         self.runs[run.run_id] = run
@@ -174,7 +178,7 @@ class Worker:
         names = [ref for ref in (*run.arguments, *(function_data or ())) if isinstance(ref, str)]
         request = Execute(
             run_id=run.run_id,
-            template=prepared.name,
+            template=template,
             arguments=run.arguments,
             task=task,
             function_data=function_data,
@@ -240,6 +244,10 @@ class Worker:
             run = self.runs.get(message.run_id)
             if run is not None:
                 self._pass_on(run, message, buffers)
+        elif isinstance(message, (Activity, Unwell)):
+            run = self.runs.get(message.run_id)
+            if isinstance(run, Runner):
+                run.on_message(message)
         elif isinstance(message, (Listening, Lent, Adopt, Returned)):
             self._on_lane(self, message)
 
