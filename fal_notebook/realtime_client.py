@@ -34,6 +34,11 @@ _GOODBYE = 2.0  # seconds that `close` waits for the other side
 _SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _END = json.dumps({"type": "x-fal-end"})
+_REFUSALS = {
+    401: "it wants a key",
+    403: "it has no such endpoint, or wants a key",
+    404: "it has no such endpoint",
+}
 _NORMAL = 1000  # close codes of RFC 6455
 _TOO_BIG = 1009
 
@@ -100,6 +105,7 @@ class RealtimeConnection:
         self._unread: deque[bytes] = deque()  # answers that came before a close that `send` met
         self._over: Exception | None = None  # why nothing more can be received
         self._is_closed = False
+        self._reading = asyncio.Lock()
 
     def send(self, message: Any) -> None:
         """Send a message: a dict, or a pydantic model; waits while the endpoint takes none.
@@ -139,7 +145,10 @@ class RealtimeConnection:
         return self._decode(self._run(self._receive(timeout)))
 
     def run(self, message: Any, timeout: float | None = None) -> Any:
-        """Send a message and give the next answer; it raises what `send` and `recv` raise."""
+        """Send a message and give the next answer; raises what `send` and `recv` raise.
+
+        After a TimeoutError the late answer is still the next one.
+        """
         self.send(message)
         return self.recv(timeout)
 
@@ -177,7 +186,7 @@ class RealtimeConnection:
         while True:
             left = None if deadline is None else max(0.001, deadline - time.monotonic())
             try:
-                frame = await asyncio.wait_for(self._socket.recv(), left)
+                frame = await asyncio.wait_for(self._next_frame(), left)
             except (asyncio.TimeoutError, TimeoutError):
                 raise TimeoutError(f"no message from {self.url} within {timeout:g} s") from None
             except ConnectionClosed as closed:
@@ -188,6 +197,12 @@ class RealtimeConnection:
             self._over = _told(frame)
             if self._over is not None:
                 raise self._over
+
+    async def _next_frame(self) -> str | bytes:
+        async with self._reading:
+            if self._over is not None:
+                raise self._over
+            return await self._socket.recv()
 
     async def _transmit(self, frame: str | bytes) -> None:
         try:
@@ -299,14 +314,8 @@ def _connecting_error(url: str, timeout: float, error: BaseException) -> Excepti
     """Say what went wrong while connecting; None for what is not about the connection."""
     if isinstance(error, InvalidStatus):
         status = error.response.status_code
-        hint = {
-            401: "it wants a key",
-            403: "it has no such endpoint, or wants a key",
-            404: "it has no such path",
-        }
-        return AppException(
-            f"{url} refused the connection with status {status}{_because(hint.get(status))}", status
-        )
+        hint = f": {_REFUSALS[status]}" if status in _REFUSALS else ""
+        return AppException(f"{url} refused the connection with status {status}{hint}", status)
     if isinstance(error, InvalidURI):
         return ValueError(str(error))
     if isinstance(error, TimeoutError):
@@ -314,10 +323,6 @@ def _connecting_error(url: str, timeout: float, error: BaseException) -> Excepti
     if isinstance(error, (OSError, WebSocketException)):
         return HostUnreachableError(f"no connection to {url}: {error}. Is the app up?")
     return None
-
-
-def _because(hint: str | None) -> str:
-    return f": {hint}" if hint else ""
 
 
 def _told(text: str) -> Exception | None:
