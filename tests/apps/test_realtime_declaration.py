@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator
-from typing import Any, Optional, Union
+from typing import Any
 
 import cloudpickle
 import pytest
@@ -85,7 +85,7 @@ def test_what_is_not_annotated_has_no_model() -> None:
 
 
 def test_an_optional_model_is_that_model() -> None:
-    def optional(self: Any, prompt: Optional[Prompt] = None) -> Union[Picture, None]: ...
+    def optional(self: Any, prompt: Prompt | None = None) -> Picture | None: ...
 
     route = signature(optional)
 

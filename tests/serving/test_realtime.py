@@ -175,7 +175,13 @@ def test_each_input_is_answered_in_order_one_at_a_time(served: RealtimeServer, a
 
 
 def test_without_a_model_a_message_is_what_msgpack_makes_of_it(served: RealtimeServer) -> None:
-    message = {"text": "é", "bytes": b"\x00\xff", "list": [1, 2.5, None], "deep": {"a": {"b": True}}, 7: "seven"}
+    message = {
+        "text": "é",
+        "bytes": b"\x00\xff",
+        "list": [1, 2.5, None],
+        "deep": {"a": {"b": True}},
+        7: "seven",
+    }
 
     with raw(served, "/plain") as client:
         client.send(pack(message))
@@ -390,7 +396,9 @@ def test_an_input_that_does_not_fit_the_model_is_an_error(served: RealtimeServer
     assert "valid integer" in told["reason"]
 
 
-@pytest.mark.parametrize("text", ["hello", "{}", "[1]", '{"type": "x-fal-other"}', '{"n": 1}', "[" * 4000, ""])
+@pytest.mark.parametrize(
+    "text", ["hello", "{}", "[1]", '{"type": "x-fal-other"}', '{"n": 1}', "[" * 4000, ""]
+)
 def test_a_text_frame_is_no_input(served: RealtimeServer, text: str) -> None:
     with raw(served, "/async") as client:
         client.send(pack({"n": 1}))

@@ -220,7 +220,9 @@ VALUES = st.recursive(
     | st.floats(allow_nan=False)
     | st.text()
     | st.binary(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text() | st.integers(0, 9), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text() | st.integers(0, 9), inner, max_size=4)
+    ),
     max_leaves=20,
 )
 
@@ -234,9 +236,7 @@ def test_what_a_handler_returns_is_what_a_client_opens(output: dict[str, Any]) -
 
 # ---------------------------------------------------------------- frames that are none
 
-SHARED = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+SHARED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @SHARED
@@ -257,7 +257,9 @@ def test_whatever_bytes_come_are_answered_or_refused(served: RealtimeServer, fra
 
 
 @SHARED
-@given(text=st.text(max_size=200) | st.sampled_from(['{"type": null}', '{"type": "x-fal-"}', "null", "1e999"]))
+@given(
+    text=st.text(max_size=200) | st.sampled_from(['{"type": null}', '{"type": "x-fal-"}', "null", "1e999"])
+)
 def test_whatever_text_comes_is_refused(served: RealtimeServer, text: str) -> None:
     with raw(served, "/any") as client:
         client.send(text)

@@ -14,11 +14,11 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
-from support.waiting import until
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from fal_agent.serving.realtime import SERVER_OPTIONS, serve_realtime
+from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

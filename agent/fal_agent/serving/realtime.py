@@ -4,6 +4,9 @@ Runs in the worker that serves an app, on its event loop. Two tasks share a conn
 into an inbox, the other runs the handler and sends what it gives, in order. Whatever fails ends this
 connection alone. When `serve_realtime` returns, nothing of the connection is running any more.
 
+A client that leaves is noticed by the reader at once, unless so many inputs wait that it reads no more;
+then by the next outputs, or when the handler has taken enough of them.
+
 How the ends differ: a handler or an input that fails, and a session without inputs, end with an
 `x-fal-error`; a stream that is complete ends with `x-fal-end` (see `realtime_codec`). Each is followed by
 a close with code 1000.
