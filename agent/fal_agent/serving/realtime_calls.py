@@ -58,8 +58,12 @@ async def outputs(function: Callable[..., Any], *args: Any) -> AsyncGenerator[An
             produced = await thread.run(function, *args)
             if inspect.isawaitable(produced):
                 produced = await produced
-        async for item in _items(produced, thread):
-            yield item
+        items = _items(produced, thread)
+        try:
+            async for item in items:
+                yield item
+        finally:
+            await items.aclose()  # or it would be closed some time later, its thread gone
     finally:
         thread.end()
 
