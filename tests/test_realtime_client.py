@@ -71,7 +71,7 @@ class App:
     async def fail(self, message: Any) -> Any:
         raise RuntimeError("the reason")
 
-    @realtime("/limited", session_timeout=0.1)
+    @realtime("/limited", session_timeout=1.0)
     async def limited(self, message: Any) -> Any:
         return message
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
-from support.realtime_server import drain, pack, raw, serving, unpack
+from support.realtime_server import drain, pack, raw, send_late, serving, unpack
 
 from fal_agent.runtime.realtime import realtime
 from fal_agent.runtime.routes import RouteSignature
@@ -247,7 +247,7 @@ def test_whatever_bytes_come_are_answered_or_refused(served: RealtimeServer, fra
         other.send(pack({"n": 1}))
         for client in (untyped, typed):
             client.send(frame)
-            client.send('{"type": "x-fal-end"}')
+            send_late(client, '{"type": "x-fal-end"}')
             messages, told, code = drain(client)
             is_answered = len(messages) == 1 and told["type"] == "x-fal-end"
             is_refused = not messages and told["error"] == "INTERNAL_ERROR"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import BaseModel
-from support.realtime_server import END, drain, failure, pack, raw, serving, unpack
+from support.realtime_server import END, drain, failure, pack, raw, send_late, serving, unpack
 from support.waiting import until
 
 from fal_agent.runtime.realtime import realtime
@@ -75,7 +75,7 @@ class App:
         yield {"n": 1}
         raise ValueError("in the middle")
 
-    @realtime("/limited", session_timeout=0.2)
+    @realtime("/limited", session_timeout=1.0)
     async def limited(self, message: Any) -> AsyncIterator[Any]:
         yield {}
 
@@ -108,7 +108,7 @@ class App:
             total += number.n
         return Number(n=total)
 
-    @realtime("/sum-limited", session_timeout=0.2)
+    @realtime("/sum-limited", session_timeout=1.0)
     async def total_limited(self, numbers: AsyncIterator[Number]) -> Number:
         return await self.total.original_func(self, numbers)
 
@@ -155,7 +155,7 @@ class App:
             async for message in messages:
                 yield message
 
-    @realtime("/echo-limited", session_timeout=0.2)
+    @realtime("/echo-limited", session_timeout=1.0)
     async def echo_limited(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
         async for message in messages:
             yield message
@@ -267,7 +267,7 @@ def test_a_stream_that_nobody_asks_for_times_out(served: RealtimeServer) -> None
 def test_what_comes_after_the_one_input_changes_nothing(served: RealtimeServer) -> None:
     with raw(served, "/async") as client:
         client.send(pack({"n": 3}))
-        client.send(b"\xc1 more")
+        send_late(client, b"\xc1 more")
 
         assert drain(client) == ([{"n": 0}, {"n": 1}, {"n": 2}], END, 1000)
 
@@ -387,8 +387,7 @@ def test_a_stream_of_inputs_that_falls_silent_ends(served: RealtimeServer) -> No
 
 def test_the_handler_may_end_first(served: RealtimeServer) -> None:
     with raw(served, "/three") as client:
-        for n in range(5):
-            client.send(pack({"n": n}))
+        send_late(client, *(pack({"n": n}) for n in range(5)))
 
         assert drain(client) == ([{"n": 0}, {"n": 1}, {"n": 2}], END, 1000)
 

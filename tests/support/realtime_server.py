@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,18 @@ if TYPE_CHECKING:
 
     from starlette.types import Message
 
-__all__ = ["END", "TIMEOUT", "RealtimeServer", "drain", "failure", "pack", "raw", "serving", "unpack"]
+__all__ = [
+    "END",
+    "TIMEOUT",
+    "RealtimeServer",
+    "drain",
+    "failure",
+    "pack",
+    "raw",
+    "send_late",
+    "serving",
+    "unpack",
+]
 
 END = {"type": "x-fal-end"}
 TIMEOUT = {"type": "x-fal-error", "error": "TIMEOUT", "reason": "no inputs, reconnect when needed!"}
@@ -108,6 +119,13 @@ def unpack(frame: Any) -> Any:
     """Open a message as clients do; it must be a binary frame."""
     assert isinstance(frame, bytes), frame
     return msgpack.unpackb(frame, raw=False)
+
+
+def send_late(client: ClientConnection, *frames: Any) -> None:
+    """Send frames to an endpoint that may have ended the session meanwhile."""
+    with suppress(ConnectionClosed):
+        for frame in frames:
+            client.send(frame)
 
 
 def drain(client: ClientConnection) -> tuple[list[Any], Any, int | None]:
