@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fal_agent.runtime.app import App
     from fal_agent.runtime.cached import cached
+    from fal_agent.runtime.realtime import realtime
     from fal_agent.runtime.routes import HealthCheck, endpoint
     from fal_notebook import api, app, container, exceptions, hosts, ref, toolkit
     from fal_notebook.container import ContainerImage
@@ -62,6 +63,7 @@ __all__ = [
     "hosts",
     "isolated",
     "local",
+    "realtime",
     "ref",
     "sync_dir",
     "toolkit",
@@ -80,6 +82,7 @@ _HOME = {
     "connect": "fal_notebook.hosts.registry",
     "endpoint": "fal_agent.runtime.routes",
     "function": "fal_notebook.functions",
+    "realtime": "fal_agent.runtime.realtime",
     "sync_dir": "fal_notebook.syncing",
 }
 _MODULES = ("api", "app", "container", "exceptions", "hosts", "ref", "toolkit")

@@ -7,6 +7,7 @@ notebook is connected or not; its runners are runs in workers of their own (`fal
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import secrets
 import time
@@ -166,9 +167,7 @@ class App:
 
     def _fail(self, event: Failure, buffers: Sequence[Buffer]) -> None:
         self._set_state("failed")
-        self.run.emit(Failure(
-            self.run.run_id, event.kind, event.message, detail=event.detail, data=event.data, sent_at=time.time()
-        ), buffers)  # fmt: skip
+        self.run.emit(dataclasses.replace(event, run_id=self.run.run_id), buffers)
         self._on_end(self)
 
     # ------------------------------------------------------------ what notebooks want
@@ -235,6 +234,7 @@ class App:
 
     def describe(self) -> dict[str, Any]:
         """What is said of it in a list."""
+        worker = self.runner.worker if self.runner is not None else None
         return {
             "name": self.spec.name,
             "run_id": self.run.run_id,
@@ -244,9 +244,7 @@ class App:
             "since": self.since,
             "attended": self.run.connection is not None,
             "in_flight": self.runner.in_flight if self.runner is not None else 0,
-            "pid": self.runner.worker.pid
-            if self.runner is not None and self.runner.worker is not None
-            else None,
+            "pid": worker.pid if worker is not None else None,
         }
 
     # ------------------------------------------------------------ small things

@@ -7,6 +7,7 @@ that the notebook sees one run whatever runners come and go.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import os
@@ -236,10 +237,9 @@ class Runner(_Part):
         began = time.monotonic()
         loop = asyncio.get_running_loop()
         while not self.is_ending:
-            try:
-                await asyncio.wait_for(self._ask_for_check.wait(), _CHECK_EVERY if policy.regularly else None)
-            except asyncio.TimeoutError:  # time for the regular check
-                pass
+            every = _CHECK_EVERY if policy.regularly else None
+            with contextlib.suppress(asyncio.TimeoutError):  # then it is time for the regular check
+                await asyncio.wait_for(self._ask_for_check.wait(), every)
             self._ask_for_check.clear()
             problem = await loop.run_in_executor(None, check_health, self.path, policy, self.agent_secret)
             if problem is None or time.monotonic() - began < start_period:
