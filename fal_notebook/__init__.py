@@ -90,7 +90,10 @@ _MODULES = ("api", "app", "container", "exceptions", "hosts", "ref", "toolkit")
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
+        module = importlib.import_module(_HOME[name])
+        value = getattr(module, name)
+        if name == "App":
+            module.set_launcher(_spawn)
     elif name in _MODULES:
         value = importlib.import_module(f"fal_notebook.{name}")
     elif name == "isolated":  # the old name of `function`
@@ -101,6 +104,13 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'fal_notebook' has no attribute {name!r}")
     globals()[name] = value
     return value
+
+
+def _spawn(cls: Any, **options: Any) -> Any:
+    """Do what `App.spawn()` asks for."""
+    from fal_notebook.spawning import spawn
+
+    return spawn(cls, **options)
 
 
 def __dir__() -> list[str]:

@@ -21,7 +21,7 @@ from fal_notebook.display.phases import TICK, Phases, TextDecoder
 if TYPE_CHECKING:
     from fal_notebook.hosts.base import Received
 
-__all__ = ["BackgroundFace", "CellFace", "publish_result"]
+__all__ = ["BackgroundFace", "CellFace", "UpdatedDisplay", "publish_result"]
 
 _REDRAW_SECONDS = 0.2  # between two updates of a display
 _HEAD, _TAIL = 100_000, 200_000  # characters of a background run's text that are shown
@@ -266,6 +266,20 @@ class _StatusLine:
             "text/html": _note(html.escape(headline) + body),
         }
         _publish(shown, {}, display_id=self._display_id, update=not is_new, parent=self._parent)
+
+
+class UpdatedDisplay:
+    """One display of the cell that is running now, which may be updated later, from any thread."""
+
+    def __init__(self) -> None:
+        self._parent = _parent_header()
+        self._display_id = f"fal-{uuid.uuid4().hex}"
+        self._is_new = True
+
+    def show(self, data: dict[str, str]) -> None:
+        """Show this instead of what was shown before."""
+        _publish(data, {}, display_id=self._display_id, update=not self._is_new, parent=self._parent)
+        self._is_new = False
 
 
 def _note(content: str) -> str:

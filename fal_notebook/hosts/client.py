@@ -231,6 +231,15 @@ class AgentClient:
             execution.outcome = Received(message, [self._part(ref, buffers) for ref in message.data])
             self._executions.pop(execution.run_id, None)
 
+    def dial(self, path: str) -> ByteStream:
+        """Connect to a Unix socket of the machine.
+
+        Raises:
+            OSError: nobody listens there.
+            HostError: the connection to the machine broke.
+        """
+        return self._dial(path)
+
     def ask(self, question: str, timeout: float, **arguments: Any) -> Any:
         """Ask the agent something.
 

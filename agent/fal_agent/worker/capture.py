@@ -21,6 +21,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Optional
 
+from fal_agent.runtime.requests import current_request_id
 from fal_agent.worker.context import CURRENT_CALL, CallContext
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Capture:
             self.log(text)
             return
         self.log(self._private.get(call.run_id, self._pipes).drain())
-        call.write(stream, text)
+        call.write(stream, text, current_request_id.get() or "")
         if not self._wake.is_set():
             self._wake.set()
 

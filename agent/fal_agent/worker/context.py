@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from typing import Any, Optional
 
 from fal_agent.framing import Buffer
-from fal_agent.wire import WINDOW, Clear, Data, Display, Execute, Item, Log, Message, Progress, Task
+from fal_agent.wire import WINDOW, Clear, Data, Display, Execute, Item, Log, Message, Progress, Serving, Task
 from fal_agent.worker.outbox import Outbox
 
 __all__ = ["CURRENT_CALL", "CallContext"]
@@ -45,19 +45,25 @@ class CallContext:
         self._credit = threading.Condition()
         self._emitting = threading.RLock()  # keeps logs and displays in the order they were made
         self._text: list[str] = []
-        self._text_stream = "stdout"
+        self._text_stream, self._text_request = "stdout", ""
         self._text_size = 0
 
     # ------------------------------------------------------------ what user code causes
 
-    def write(self, stream: str, text: str) -> None:
-        """Take printed text; it is sent soon, or when enough has gathered."""
+    def write(self, stream: str, text: str, request: str = "") -> None:
+        """Take printed text; it is sent soon, or when enough has gathered.
+
+        Args:
+            stream: "stdout" or "stderr".
+            text: of any length.
+            request: id of the request that an app was answering.
+        """
         if not text:
             return
         with self._emitting:
-            if stream != self._text_stream:
+            if (stream, request) != (self._text_stream, self._text_request):
                 self.flush()
-                self._text_stream = stream
+                self._text_stream, self._text_request = stream, request
             self._text.append(text)
             self._text_size += len(text)
             if self._text_size >= _FLUSH_BYTES:
@@ -72,7 +78,16 @@ class CallContext:
             data = text.encode("utf-8", "replace")
             for start in range(0, len(data), WINDOW // 2):
                 part = data[start : start + WINDOW // 2]
-                self._emit(Log(self.run_id, self._text_stream, sent_at=time.time(), cost=len(part)), [part])
+                self._emit(
+                    Log(
+                        self.run_id,
+                        self._text_stream,
+                        request=self._text_request,
+                        sent_at=time.time(),
+                        cost=len(part),
+                    ),
+                    [part],
+                )
 
     @property
     def has_text(self) -> bool:
@@ -110,6 +125,12 @@ class CallContext:
         with self._emitting:
             self.flush()
             self._emit(Progress(self.run_id, name, done, total, sent_at=time.time(), cost=128), [])
+
+    def serving(self) -> None:
+        """Say that an app answers requests."""
+        with self._emitting:
+            self.flush()
+            self._emit(Serving(self.run_id, sent_at=time.time()), [])
 
     def item(self, parts: Sequence[Buffer]) -> None:
         """Send one item of a generator, when the reader has room for it."""

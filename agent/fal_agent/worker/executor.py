@@ -24,6 +24,7 @@ from fal_agent.calling import complete, dump_result, run_chunk, run_coroutine, s
 from fal_agent.duplex import c_signal
 from fal_agent.errors import ProtocolError
 from fal_agent.wire import Data, Execute, Failure, Lend, Listening, Result, Returned, Task
+from fal_agent.worker.app_runner import AppRunner
 from fal_agent.worker.context import CURRENT_CALL, CallContext
 from fal_agent.worker.lane import Lane
 from fal_agent.worker.opening import Shelf
@@ -64,6 +65,7 @@ class Executor:
         self._struck = False  # SIGINT came for the present call before its code began
         self._early: set[str] = set()  # calls that were interrupted before their turn
         self._lane: Optional[Lane] = None
+        self._app: Optional[AppRunner] = None
 
     # ------------------------------------------------------------ the connection's thread
 
@@ -80,7 +82,9 @@ class Executor:
             with suppress(OSError):  # a blob that cannot be read is that call's own failure
                 data = open_data(request.function_data, buffers, request.blobs)
                 self._shelf.keep(task.function or "", data)
-        if task.multiplexing > 1 and task.kind != "cell":
+        if task.kind == "app" and self._app is not None:
+            threading.Thread(target=self._swap, args=(call,), name="fal-swap", daemon=True).start()
+        elif task.multiplexing > 1 and task.kind == "function":
             threading.Thread(
                 target=self._run_in_thread, args=(call, buffers), name=f"fal-{task.label}", daemon=True
             ).start()
@@ -176,6 +180,33 @@ class Executor:
         except BaseException:  # noqa: BLE001 - a fault of ours: the process ends, so that the agent tells its calls
             self._capture.log(traceback.format_exc())
             os._exit(os.EX_SOFTWARE)
+
+    # ------------------------------------------------------------ apps
+
+    def _serve(self, call: CallContext, cls: Any) -> None:
+        """Serve an app on the main thread; the end of it is the end of the process, or an error."""
+        assert call.task.serve is not None
+        assert self.duplex is not None
+        self._app = AppRunner(call, call.task.serve, self.duplex.send)
+        try:
+            self._app.run(cls)
+        finally:
+            self._app = None
+
+    def _swap(self, call: CallContext) -> None:
+        """Load another version of the app that is being served; runs in a thread."""
+        token = CURRENT_CALL.set(call)
+        try:
+            assert self._app is not None
+            cls, _ = self._shelf.function(call.task.function or "", None, reusable=False)
+            self._app.swap(cls)  # type: ignore[arg-type] # what came as an app is a class
+        except BaseException as error:  # noqa: BLE001 - whatever the user's code raises is reported
+            self._failure(call, error)()
+        else:
+            call.finish(lambda data: Result(call.run_id, data, sent_at=time.time()), [])
+        finally:
+            self._calls.pop(call.run_id, None)
+            CURRENT_CALL.reset(token)
 
     # ------------------------------------------------------------ one call
 
@@ -278,6 +309,9 @@ class Executor:
         function_data, digest = request.function_data, task.function or ""
         opened = None if function_data is None else open_data(function_data, buffers, request.blobs)
         function, setup = self._shelf.function(digest, opened, task.reusable, pydantic=task.pydantic)
+        if task.kind == "app":
+            self._serve(call, function)
+            return dump_result(None, task.label), False
         positional, named = pickling.load(arguments)
         first = () if setup is None else (self._shelf.setup_value(digest, setup),)
         if task.kind == "map":

@@ -1,0 +1,103 @@
+"""A worker that serves an app: on its main thread, until it is told to end.
+
+Runs in a worker whose environment has what `fal_agent.serving` needs. The agent's word to end is
+SIGTERM, which the server hears; the process then ends of that signal. Another version of the app may be
+loaded into the running server, and meets what was cached there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Optional
+
+from fal_agent.wire import Activity, Unwell
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from fal_agent.framing import Buffer
+    from fal_agent.wire import Message, Serve
+    from fal_agent.worker.context import CallContext
+
+__all__ = ["AppRunner"]
+
+_REPORT_SECONDS = 0.1  # between two words about the load
+
+
+class AppRunner:
+    """What serves an app in this process.
+
+    Args:
+        call: the call that lasts as long as the app is served.
+        serve: where, and to whom.
+        tell: sends a message to the agent.
+    """
+
+    def __init__(
+        self, call: CallContext, serve: Serve, tell: Callable[[Message, Sequence[Buffer]], None]
+    ) -> None:
+        self._call, self._serve, self._tell = call, serve, tell
+        self._server: Any = None
+        self._in_flight = 0
+        self._reported: Optional[bool] = None
+        self._is_reporting = False
+
+    def run(self, cls: type) -> None:
+        """Serve until SIGTERM, which ends the process when the app has been torn down.
+
+        Raises:
+            BaseException: what `setup` raised.
+        """
+        from fal_agent.serving.server import AppServer, bind_socket
+
+        self._server = AppServer(
+            cls(_allow_init=True),
+            bind_socket(self._serve.path),
+            on_ready=self._call.serving,
+            wrap=self._wrap,
+        )
+        self._server.run()
+
+    def swap(self, cls: type) -> None:
+        """Let another version of the app answer from now on; waits until it does.
+
+        Raises:
+            BaseException: what its `setup` raised; the version before goes on then.
+        """
+        self._server.swap(cls(_allow_init=True)).result()
+
+    def _wrap(self, application: Any) -> Any:
+        """Put around the app what decides who may come in, and how many."""
+        from fal_agent.serving.guard import Guard, GuardPolicy
+        from fal_agent.serving.limits import Limits
+
+        app = self._serve.app
+        limited = Limits(
+            application,
+            request_timeout=app.request_timeout,
+            multiplexing=app.multiplexing,
+            on_activity=self._on_activity,
+            on_unwell=self._on_unwell,
+        )
+        policy = GuardPolicy(app.auth, frozenset(app.secrets))
+        return Guard(limited, policy, agent_secret=self._serve.agent_secret)
+
+    def _on_activity(self, in_flight: int) -> None:
+        """Take note of the load, in the serving thread; the agent wants to know whether there is any."""
+        self._in_flight = in_flight
+        if not self._is_reporting and bool(in_flight) != self._reported:
+            self._is_reporting = True
+            self._report()
+            asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._report_again)
+
+    def _report_again(self) -> None:
+        self._is_reporting = False
+        if bool(self._in_flight) != self._reported:
+            self._on_activity(self._in_flight)
+
+    def _report(self) -> None:
+        self._reported = bool(self._in_flight)
+        self._tell(Activity(self._call.run_id, self._in_flight), ())
+
+    def _on_unwell(self, reason: str) -> None:
+        self._tell(Unwell(self._call.run_id, reason), ())

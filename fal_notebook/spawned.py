@@ -1,0 +1,230 @@
+"""A spawned app in the notebook: its local URL, its logs, its card, and its end.
+
+Runs in the notebook. The app goes on when the notebook ends; only its URL here ends with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from fal_agent.errors import FalServerlessError
+from fal_agent.wire import AppSpec, Failure, Log, Result, Serving, Stage
+from fal_notebook.display import apps as app_display
+from fal_notebook.forwarding import Forwarder
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from fal_notebook.hosts.base import ByteStream, Host, Received
+    from fal_notebook.run import Run
+
+__all__ = ["AppSpawnInfo", "LogEntry"]
+
+_ADDRESS_TIMEOUT = 600.0  # seconds to wait for a runner, unless the app's startup_timeout is longer
+_STOP_SECONDS = 10.0  # beyond the app's grace, in which a stop is over
+_KEPT_LOGS = 10_000  # entries that wait for somebody to take them from `logs`
+
+
+@dataclass(frozen=True)
+class LogEntry:
+    """One piece of what an app, or the building of its environment, said.
+
+    Attributes:
+        message: text, mostly a line.
+        level: "INFO", or "ERROR" for standard error.
+        source: "USER" or "BUILDER".
+        timestamp: seconds since the Unix epoch, by the host's clock.
+        request_id: of the request that was being answered; empty outside one.
+    """
+
+    message: str
+    level: str
+    source: str
+    timestamp: float
+    request_id: str = ""
+
+
+class AppSpawnInfo:
+    """A spawned app: its URL, its logs, and its end. Also a context manager, which stops it.
+
+    Attributes:
+        name: the app's name, unique on the host.
+        host: where it runs.
+        application: the name, as the functions of `fal.apps` take it.
+        logs: entries as they come, the last 10,000 of those nobody took.
+        future: the app's run: done when the app has ended, failed if it could not start.
+        headers: what requests must carry; with `app_auth="private"` the key.
+        state: "starting", "ready", "stopped" or "failed".
+    """
+
+    def __init__(
+        self, host: Host, spec: AppSpec, *, headers: dict[str, str], token: str, startup_timeout: float | None
+    ) -> None:
+        self.host, self.name, self.application = host, spec.name, spec.name
+        self.headers, self.state = headers, "starting"
+        self.logs: queue.Queue[LogEntry] = queue.Queue()
+        self.stream = _Stream(self)
+        self.future: Run
+        self._spec, self._token = spec, token
+        self._patience = max(_ADDRESS_TIMEOUT, startup_timeout or 0.0)
+        self._path: str | None = None
+        self._face = app_display.card(self)
+
+    # ------------------------------------------------------------ reaching it
+
+    @property
+    def url(self) -> str:
+        """The local address, "http://127.0.0.1:PORT"; a request waits until a runner is ready."""
+        url: str = self._forwarder.url
+        return url
+
+    @property
+    def link(self) -> str:
+        """The address of the app's documentation, to open; with `app_auth="shared"` the token is in it."""
+        query = f"?{urlencode({'token': self._token})}" if self._token else ""
+        return f"{self.url}/docs{query}"
+
+    def wait(
+        self,
+        *,
+        health_request_timeout: float = 30,
+        startup_timeout: float = 60,
+        health_check_interval: float = 0.5,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        """Wait until the app is well; times are in seconds.
+
+        Raises:
+            AppClientError: it was not within `startup_timeout`, or its health check says something else
+                than yes or wait.
+            BaseException: what `setup` raised, as soon as it did; or why the app could not start.
+        """
+        from fal_notebook.app_client import wait_until_healthy
+
+        wait_until_healthy(
+            self.url,
+            health_request_timeout=health_request_timeout,
+            startup_timeout=startup_timeout,
+            health_check_interval=health_check_interval,
+            headers={**self.headers, **(headers or {})},
+            problem=self._problem,
+        )
+
+    def stop(self) -> None:
+        """End the app: it finishes the requests it has and tears down. Waits until it has ended.
+
+        Raises:
+            FalServerlessError: it has not ended `termination_grace_period_seconds` and 10 s later.
+            HostError: the host cannot be reached.
+        """
+        self.stream.cancel()
+        deadline = time.monotonic() + self._spec.grace + _STOP_SECONDS
+        while not self.future.done():
+            if time.monotonic() > deadline:
+                raise FalServerlessError(
+                    f"{self.name!r} on {self.host.name!r} has not ended; kill it: .kill()"
+                )
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """End the app by force."""
+        self.future.kill()
+
+    def __enter__(self) -> AppSpawnInfo:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _tb: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"<app {self.name!r} on {self.host.name!r}: {self.state}, {self.url}>"
+
+    def _repr_mimebundle_(self, **_options: Any) -> Any:
+        return self._face.mimebundle()
+
+    # ------------------------------------------------------------ inside
+
+    @property
+    def _forwarder(self) -> Forwarder:
+        with _lock:
+            key = (self.host.name, self.name)
+            if key not in _forwarders:
+                _forwarders[key] = Forwarder(lambda: _newest[key].dial(), name=self.name)
+            return _forwarders[key]
+
+    def dial(self) -> ByteStream:
+        """Connect to a runner; starts one if there is none."""
+        client = self.host.connect()  # type: ignore[attr-defined] # a host that serves apps has an agent
+        path = self._path
+        if path is not None:
+            try:
+                return client.dial(path)  # type: ignore[no-any-return]
+            except OSError:  # that runner has gone
+                self._path = None
+        self._path = str(self.host.ask("app_address", name=self.name, timeout=self._patience))
+        return client.dial(self._path)  # type: ignore[no-any-return]
+
+    def _problem(self) -> BaseException | None:
+        """Why the app cannot become well any more."""
+        if not self.future.done():
+            return None
+        return self.future.exception() or FalServerlessError(f"the app {self.name!r} was stopped")
+
+    def begin(self, run: Run) -> None:
+        """Be the newest version of this app: the URL leads to it from now on."""
+        self.future = run
+        with _lock:
+            _newest[self.host.name, self.name] = self
+
+    def take(self, received: Received) -> None:
+        """Take an event of the app's run; called in order by a thread of the host's."""
+        event = received.event
+        if isinstance(event, Log):
+            self._log(event, bytes(received.data[0]).decode("utf-8", "replace"))
+        elif isinstance(event, Serving):
+            self.state = "ready"
+        elif isinstance(event, Result):
+            self.state = "stopped"
+        elif isinstance(event, Failure):
+            self.state = "stopped" if event.kind in ("cancelled", "interrupted") else "failed"
+        elif isinstance(event, Stage) and event.phase == "serve":
+            self._keep(LogEntry(event.text + "\n", "INFO", "BRIDGE", event.sent_at))
+        self._face.take(received)
+
+    def _log(self, event: Log, text: str) -> None:
+        level = "ERROR" if event.stream == "stderr" else "INFO"
+        source = "BUILDER" if event.source == "builder" else "USER"
+        for line in text.splitlines(keepends=True):
+            self._keep(LogEntry(line, level, source, event.sent_at, event.request))
+
+    def _keep(self, entry: LogEntry) -> None:
+        if self.logs.qsize() >= _KEPT_LOGS:
+            with contextlib.suppress(queue.Empty):  # somebody takes them at this very moment
+                self.logs.get_nowait()
+        self.logs.put(entry)
+
+
+class _Stream:
+    """What can be cancelled, as the fal SDK has it."""
+
+    def __init__(self, info: AppSpawnInfo) -> None:
+        self._info = info
+
+    def cancel(self) -> None:
+        """End the app; returns at once."""
+        run = self._info.future
+        if not run.done():
+            run.interrupt()
+
+
+_newest: dict[tuple[str, str], AppSpawnInfo] = {}  # by host and app
+_forwarders: dict[tuple[str, str], Forwarder] = {}  # by host and app: a new version keeps the URL
+_lock = threading.Lock()
