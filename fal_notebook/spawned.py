@@ -157,7 +157,7 @@ class AppSpawnInfo:
         with _lock:
             key = (self.host.name, self.name)
             if key not in _forwarders:
-                _forwarders[key] = Forwarder(lambda: _newest[key].dial(), name=self.name)
+                _forwarders[key] = Forwarder(lambda: _dial(key), name=self.name)
             return _forwarders[key]
 
     def dial(self) -> ByteStream:
@@ -223,6 +223,11 @@ class _Stream:
         run = self._info.future
         if not run.done():
             run.interrupt()
+
+
+def _dial(key: tuple[str, str]) -> ByteStream:
+    """Connect to the newest version of an app."""
+    return _newest[key].dial()
 
 
 _newest: dict[tuple[str, str], AppSpawnInfo] = {}  # by host and app

@@ -174,7 +174,7 @@ def _parcel(cls: type[App], host: Host, settings: FunctionOptions, spec: AppSpec
 
 
 def _needs() -> tuple[str, ...]:
-    """What serving needs in the app's environment; pydantic of the notebook's major version: models travel."""
+    """What serving needs in the app's environment; pydantic as in the notebook, since models travel."""
     version = pydantic_version()
     major = int(version.partition(".")[0]) if version else 2
     return (*_NEEDS, f"pydantic>={major},<{major + 1}")
