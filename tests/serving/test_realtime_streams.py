@@ -311,7 +311,7 @@ def test_a_streamed_input_ends_when_nothing_comes_for_the_sessions_timeout(serve
 
 def test_a_handler_of_a_streamed_input_must_be_asynchronous(served: RealtimeServer) -> None:
     with raw(served, "/sum-sync") as client:
-        client.send(pack({"n": 1}))
+        send_late(client, pack({"n": 1}))
         messages, told, code = drain(client)
 
     assert (messages, told["error"], code) == ([], "INTERNAL_ERROR", 1000)
