@@ -8,6 +8,7 @@ be interrupted.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import json
 import threading
 import time
@@ -33,6 +34,7 @@ _PING_EVERY = 20.0  # seconds; keeps idle connections open on their way
 _GOODBYE = 2.0  # seconds that `close` waits for the other side
 _SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_TIMEOUTS = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)  # one since Python 3.11
 _END = json.dumps({"type": "x-fal-end"})
 _REFUSALS = {
     401: "it wants a key",
@@ -187,7 +189,7 @@ class RealtimeConnection:
             left = None if deadline is None else max(0.001, deadline - time.monotonic())
             try:
                 frame = await asyncio.wait_for(self._next_frame(), left)
-            except (asyncio.TimeoutError, TimeoutError):
+            except _TIMEOUTS:
                 raise TimeoutError(f"no message from {self.url} within {timeout:g} s") from None
             except ConnectionClosed as closed:
                 self._over = self._why(closed)
@@ -318,7 +320,7 @@ def _connecting_error(url: str, timeout: float, error: BaseException) -> Excepti
         return AppException(f"{url} refused the connection with status {status}{hint}", status)
     if isinstance(error, InvalidURI):
         return ValueError(str(error))
-    if isinstance(error, TimeoutError):
+    if isinstance(error, _TIMEOUTS):
         return HostUnreachableError(f"{url} did not answer within {timeout:g} s: is the app up?")
     if isinstance(error, (OSError, WebSocketException)):
         return HostUnreachableError(f"no connection to {url}: {error}. Is the app up?")

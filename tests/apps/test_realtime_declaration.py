@@ -10,7 +10,7 @@ from collections.abc import (  # noqa: TC003 - read by the decorator
     Iterable,
     Iterator,
 )
-from typing import Any
+from typing import Any, Optional
 
 import cloudpickle
 import pytest
@@ -91,7 +91,7 @@ def test_what_is_not_annotated_has_no_model() -> None:
 
 
 def test_an_optional_model_is_that_model() -> None:
-    def optional(self: Any, prompt: Prompt | None = None) -> Picture | None: ...
+    def optional(self: Any, prompt: Prompt | None = None) -> Optional[Picture]: ...  # noqa: UP045 - both ways
 
     route = signature(optional)
 

@@ -311,7 +311,7 @@ def test_a_streamed_input_ends_when_nothing_comes_for_the_sessions_timeout(serve
 
 def test_a_handler_of_a_streamed_input_must_be_asynchronous(served: RealtimeServer) -> None:
     with raw(served, "/sum-sync") as client:
-        client.send(pack({"n": 1}))
+        send_late(client, pack({"n": 1}))
         messages, told, code = drain(client)
 
     assert (messages, told["error"], code) == ([], "INTERNAL_ERROR", 1000)
@@ -430,6 +430,20 @@ def test_a_fast_client_waits_for_a_slow_handler_and_loses_nothing(
         assert sender.is_alive() or filler < MIB, "there is no place where so much could have gone"
         app.gate.set()
         assert drain(client) == ([{"n": n} for n in range(frames)], END, 1000)
+
+
+def test_a_client_whose_inputs_wait_is_not_taken_for_dead(app: App) -> None:
+    """Its answers to pings wait behind its inputs, so there must be no deadline for them."""
+    with (
+        serving(app, ws_ping_interval=0.02) as served,
+        raw(served, "/slow") as client,
+        sending(client, 160, MIB),
+    ):
+        until(lambda: served.received >= MAX_WAITING_BYTES // MIB)
+        let_the_server_go_on(served)
+        app.gate.set()
+
+        assert drain(client) == ([{"n": n} for n in range(160)], END, 1000)
 
 
 def test_where_old_inputs_make_room_a_fast_client_need_not_wait(served: RealtimeServer, app: App) -> None:
