@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fal_agent.runtime.cached import cached
     from fal_agent.runtime.realtime import realtime
     from fal_agent.runtime.routes import HealthCheck, endpoint
-    from fal_notebook import api, app, container, exceptions, hosts, ref, toolkit
+    from fal_notebook import api, app, apps, container, exceptions, hosts, ref, toolkit
     from fal_notebook.container import ContainerImage
     from fal_notebook.credentials import FalServerlessKeyCredentials
     from fal_notebook.functions import function
@@ -54,6 +54,7 @@ __all__ = [
     "__version__",
     "api",
     "app",
+    "apps",
     "cached",
     "connect",
     "container",
@@ -85,7 +86,7 @@ _HOME = {
     "realtime": "fal_agent.runtime.realtime",
     "sync_dir": "fal_notebook.syncing",
 }
-_MODULES = ("api", "app", "container", "exceptions", "hosts", "ref", "toolkit")
+_MODULES = ("api", "app", "apps", "container", "exceptions", "hosts", "ref", "toolkit")
 
 
 def __getattr__(name: str) -> Any:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fal_notebook.hosts.base import ByteStream, Host, Received
     from fal_notebook.run import Run
 
-__all__ = ["AppSpawnInfo", "LogEntry"]
+__all__ = ["AppSpawnInfo", "LogEntry", "local_url"]
 
 _ADDRESS_TIMEOUT = 600.0  # seconds to wait for a runner, unless the app's startup_timeout is longer
 _STOP_SECONDS = 10.0  # beyond the app's grace, in which a stop is over
@@ -73,7 +73,6 @@ class AppSpawnInfo:
         self.future: Run
         self._spec, self._token = spec, token
         self._patience = max(_ADDRESS_TIMEOUT, startup_timeout or 0.0)
-        self._path: str | None = None
         self._face = app_display.card(self)
 
     # ------------------------------------------------------------ reaching it
@@ -81,8 +80,7 @@ class AppSpawnInfo:
     @property
     def url(self) -> str:
         """The local address, "http://127.0.0.1:PORT"; a request waits until a runner is ready."""
-        url: str = self._forwarder.url
-        return url
+        return local_url(self.host, self.name, patience=self._patience)
 
     @property
     def link(self) -> str:
@@ -152,26 +150,6 @@ class AppSpawnInfo:
 
     # ------------------------------------------------------------ inside
 
-    @property
-    def _forwarder(self) -> Forwarder:
-        with _lock:
-            key = (self.host.name, self.name)
-            if key not in _forwarders:
-                _forwarders[key] = Forwarder(lambda: _dial(key), name=self.name)
-            return _forwarders[key]
-
-    def dial(self) -> ByteStream:
-        """Connect to a runner; starts one if there is none."""
-        client = self.host.connect()  # type: ignore[attr-defined] # a host that serves apps has an agent
-        path = self._path
-        if path is not None:
-            try:
-                return client.dial(path)  # type: ignore[no-any-return]
-            except OSError:  # that runner has gone
-                self._path = None
-        self._path = str(self.host.ask("app_address", name=self.name, timeout=self._patience))
-        return client.dial(self._path)  # type: ignore[no-any-return]
-
     def _problem(self) -> BaseException | None:
         """Why the app cannot become well any more."""
         if not self.future.done():
@@ -179,10 +157,8 @@ class AppSpawnInfo:
         return self.future.exception() or FalServerlessError(f"the app {self.name!r} was stopped")
 
     def begin(self, run: Run) -> None:
-        """Be the newest version of this app: the URL leads to it from now on."""
+        """Belong to the app's run."""
         self.future = run
-        with _lock:
-            _newest[self.host.name, self.name] = self
 
     def take(self, received: Received) -> None:
         """Take an event of the app's run; called in order by a thread of the host's."""
@@ -225,11 +201,47 @@ class _Stream:
             run.interrupt()
 
 
-def _dial(key: tuple[str, str]) -> ByteStream:
-    """Connect to the newest version of an app."""
-    return _newest[key].dial()
+def local_url(host: Host, name: str, *, patience: float = _ADDRESS_TIMEOUT) -> str:
+    """Give the local URL of an app; the same one as long as this process lives.
+
+    Args:
+        host: where the app is.
+        name: the app's name there.
+        patience: seconds that a connection waits for a runner to be ready.
+    """
+    with _lock:
+        key = (host.name, name)
+        if key not in _forwarders:
+            _forwarders[key] = Forwarder(_Dialler(host, name, patience).dial, name=name)
+        url: str = _forwarders[key].url
+        return url
 
 
-_newest: dict[tuple[str, str], AppSpawnInfo] = {}  # by host and app
+class _Dialler:
+    """Connects to whichever runner an app has now."""
+
+    def __init__(self, host: Host, name: str, patience: float) -> None:
+        self._host, self._name, self._patience = host, name, patience
+        self._path: str | None = None
+
+    def dial(self) -> ByteStream:
+        """Connect to a runner; one is started if there is none.
+
+        Raises:
+            FalServerlessError: the app has ended, or no runner is ready in time.
+            HostError: the host cannot be reached.
+            OSError: the runner went away at this very moment.
+        """
+        client = self._host.connect()  # type: ignore[attr-defined] # a host that serves apps has an agent
+        path = self._path
+        if path is not None:
+            try:
+                return client.dial(path)  # type: ignore[no-any-return]
+            except OSError:  # that runner has gone
+                self._path = None
+        self._path = str(self._host.ask("app_address", name=self._name, timeout=self._patience))
+        return client.dial(self._path)  # type: ignore[no-any-return]
+
+
 _forwarders: dict[tuple[str, str], Forwarder] = {}  # by host and app: a new version keeps the URL
 _lock = threading.Lock()

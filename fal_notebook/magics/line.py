@@ -37,6 +37,8 @@ class LineMagics(Magics):  # type: ignore[misc] # IPython has no types
         %fal envs [NAME]                 the environments on a host
         %fal runs [NAME]                 the latest runs on a host
         %fal stop [NAME] [--all]         end this kernel's sessions on a host, or every worker
+        %fal apps [NAME]                 the apps that a host serves
+        %fal key                         the key that apps with app_auth="private" ask for
         %fal doctor [NAME]               check the way to a host, with the fix for what is wrong
         %fal help                        this text
         """
@@ -125,6 +127,23 @@ def _runs(name: str | None, _flags: set[str]) -> Table:
     return Table(["run", "state", "submitted", "what"], rows)
 
 
+def _apps(name: str | None, _flags: set[str]) -> Table:
+    from fal_notebook import apps
+
+    rows = [
+        [info.name, info.state, info.url, info.auth or "only you", str(info.in_flight), _ago(info.since)]
+        for info in apps.listed(name)
+    ]
+    return Table(["app", "state", "URL", "for", "requests", "spawned"], rows)
+
+
+def _key(_name: str | None, _flags: set[str]) -> str:
+    from fal_notebook.credentials import key_credentials, make_key
+
+    key = key_credentials() or make_key()
+    return _Text(f"Authorization: Key {key.key_id}:{key.key_secret}")
+
+
 def _stop(name: str | None, flags: set[str]) -> str:
     from fal_notebook.session import forget_sessions, session_names
 
@@ -180,6 +199,8 @@ COMMANDS: dict[str, Callable[[str | None, set[str]], Any]] = {
     "status": _status,
     "envs": _environments,
     "runs": _runs,
+    "apps": _apps,
+    "key": _key,
     "stop": _stop,
     "doctor": _doctor,
     "help": _help,
