@@ -239,7 +239,11 @@ class _Dialler:
                 return client.dial(path)  # type: ignore[no-any-return]
             except OSError:  # that runner has gone
                 self._path = None
-        self._path = str(self._host.ask("app_address", name=self._name, timeout=self._patience))
+        self._path = str(
+            self._host.ask(
+                "app_address", name=self._name, patience=self._patience, timeout=self._patience + 10
+            )
+        )
         return client.dial(self._path)  # type: ignore[no-any-return]
 
 

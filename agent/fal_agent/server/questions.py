@@ -109,9 +109,9 @@ class Questions:
         """The apps that are served here, whoever spawned them."""
         return self._apps().infos()
 
-    async def on_app_address(self, name: str, timeout: float = 600.0) -> str:
+    async def on_app_address(self, name: str, patience: float = 600.0) -> str:
         """Give the socket of an app once a runner listens there."""
-        return await self._apps().get(name).address(timeout)
+        return await self._apps().get(name).address(patience)
 
     async def on_app_stop(self, name: str) -> str:
         """End an app; gives the id of its run, whose last event says that it has ended."""
