@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from timing import (
     samples,
     size_of,
 )
+from uv import find_uv_bin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -196,7 +196,7 @@ def by_hand(folder: Path) -> None:
         ],
         ["uv", "pip", "install", "--quiet", "--python", str(folder / "venv"), "-r", str(folder / "lock")],
     ):
-        subprocess.run([shutil.which("uv") or "uv", *command[1:]], check=True)
+        subprocess.run([find_uv_bin(), *command[1:]], check=True)
 
 
 def measure_imports() -> Figures:
