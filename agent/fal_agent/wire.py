@@ -55,6 +55,7 @@ __all__ = [
     "Lend",
     "Lent",
     "Listening",
+    "Load",
     "Log",
     "Message",
     "Moved",
@@ -67,9 +68,11 @@ __all__ = [
     "Resources",
     "Result",
     "Returned",
+    "Runners",
     "Scaling",
     "Serve",
     "Serving",
+    "Sick",
     "Stage",
     "Submit",
     "Task",
@@ -479,6 +482,7 @@ class Serve:
     path: str  # of the Unix socket
     app: AppSpec
     agent_secret: str  # with which the agent's own requests are told from others
+    multiplexing: int = 1  # gateways: requests in flight in one runner
 
 
 @dataclass(frozen=True)
@@ -488,6 +492,37 @@ class Activity:
     type: ClassVar[str] = "activity"
     run_id: str
     in_flight: int
+
+
+@dataclass(frozen=True)
+class Runners:
+    """To a gateway: the runners that are ready, with the name and the socket of each."""
+
+    type: ClassVar[str] = "runners"
+    run_id: str
+    runners: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Load:
+    """From a gateway: how much there is to do."""
+
+    type: ClassVar[str] = "load"
+    run_id: str
+    waiting: int  # requests that no runner has yet
+    in_flight: int
+    oldest: float  # seconds that the first of those that wait has waited
+    runners: dict[str, int] = field(default_factory=dict)  # requests in flight by runner
+
+
+@dataclass(frozen=True)
+class Sick:
+    """From a gateway: a runner answered 503, or broke its connection."""
+
+    type: ClassVar[str] = "sick"
+    run_id: str
+    runner: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -606,7 +641,8 @@ Event = Union[Stage, Log, Display, Clear, Progress, Item, Serving, Result, Failu
 Message = Union[
     Hello, Submit, BlobPart, Ack, Interrupt, Cancel, Kill, Ask, Ping, Welcome, Need, Answer, Pong, Stage, Log,
     Display, Clear, Progress, Item, Result, Failure, Ready, Execute,
-    Serving, Activity, Unwell, Lane, LaneClosed, Lend, Lent, Listening, Recall, Returned, Adopt, Moved, Begun,
+    Serving, Activity, Unwell, Runners, Load, Sick,
+    Lane, LaneClosed, Lend, Lent, Listening, Recall, Returned, Adopt, Moved, Begun,
 ]  # fmt: skip
 
 _TYPES: dict[str, type[Any]] = {cls.type: cls for cls in Message.__args__}  # type: ignore[attr-defined]

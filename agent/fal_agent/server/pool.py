@@ -212,7 +212,7 @@ class Pool:
         return awaited
 
     def _has_room(self, run: Run, mine: list[Worker]) -> bool:
-        if run.call.kind == "app":  # it is there to wait for requests, not to work all the time
+        if run.call.kind in ("app", "gateway"):  # it is there to wait for requests, not to work all the time
             return True
         limit = run.call.scaling.max_concurrency
         if limit is not None and sum(1 for worker in mine if not worker.sessions) >= limit:

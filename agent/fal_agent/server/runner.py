@@ -13,18 +13,17 @@ import logging
 import os
 import signal
 import time
-import uuid
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Optional
 
 from fal_agent.server.health import check_health
-from fal_agent.server.runs import Run
-from fal_agent.server.spool import ending
-from fal_agent.wire import Ack, Activity, Failure, Result, Serve, Serving, Unwell
+from fal_agent.server.parts import Part
+from fal_agent.wire import Activity, Failure, Result, Serve, Unwell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from fal_agent.framing import Buffer
+    from fal_agent.server.runs import Run
     from fal_agent.wire import AppSpec, Event, Message
 
 __all__ = ["Runner", "SwapRun"]
@@ -35,56 +34,7 @@ _STARTUP_TIMEOUT = 600.0  # seconds from a ready worker to the end of `setup`, u
 _UNLINKED = 0.1  # seconds between taking a runner's address away and telling it to end
 
 
-class _NoJournal:
-    """Stands for the journal: what a runner says is recorded as its app's."""
-
-    def set_state(self, *_args: Any, **_options: Any) -> None:
-        """Record nothing."""
-
-
-class _Part(Run):
-    """A run that speaks in the name of another."""
-
-    def __init__(self, app: Run) -> None:
-        super().__init__(
-            uuid.uuid4().hex[:16],
-            prepared=app.prepared,
-            arguments=[],
-            buffers=[],
-            client_id=app.client_id,
-            connection=None,
-            journal=_NoJournal(),  # type: ignore[arg-type] # it has what a run needs of it
-        )
-        self.app = app
-
-    def emit(self, event: Event, buffers: Sequence[Buffer] = ()) -> None:
-        """Pass an event on as the app's; the last one ends this run alone."""
-        if self.is_finished:
-            return
-        if isinstance(event, (Result, Failure)):
-            self.state, _ = ending(event)
-            for timer in self.timers.values():
-                timer.cancel()
-            self.timers.clear()
-            self.ended(event, buffers)
-            for callback in self.on_finish:
-                callback(self)
-            return
-        self.app.emit(dataclasses.replace(event, run_id=self.app.run_id), buffers)
-        if event.cost and self.worker is not None:
-            self.worker.send(Ack(self.run_id, 0, event.cost))
-        if isinstance(event, Serving):
-            self.serves()
-
-    def ended(self, event: Event, buffers: Sequence[Buffer]) -> None:
-        """Take the last event."""
-        raise NotImplementedError
-
-    def serves(self) -> None:
-        """The app answers requests."""
-
-
-class SwapRun(_Part):
+class SwapRun(Part):
     """The loading of an app's new version into a runner that serves the old one."""
 
     def __init__(self, app: Run, serve: Serve, done: Callable[[Event, Sequence[Buffer]], None]) -> None:
@@ -96,13 +46,14 @@ class SwapRun(_Part):
         self._done(event, buffers)
 
 
-class Runner(_Part):
+class Runner(Part):
     """One runner.
 
     Args:
         app: the app's run.
         path: where it is to listen.
         agent_secret: proves to it that a request is the agent's.
+        behind_gateway: requests come through a gateway, which asks for keys.
         on_change: called when it begins to serve, when its load changes, and when it is sick.
         on_end: called with its last event.
 
@@ -120,6 +71,7 @@ class Runner(_Part):
         *,
         path: str,
         agent_secret: str,
+        behind_gateway: bool,
         on_change: Callable[[Runner], None],
         on_end: Callable[[Runner, Event, Sequence[Buffer]], None],
     ) -> None:
@@ -127,7 +79,9 @@ class Runner(_Part):
         assert app.call.app is not None
         self.spec: AppSpec = app.call.app
         self.path, self.agent_secret = path, agent_secret
-        self.serve = Serve(path, self.spec, agent_secret)
+        # A gateway has looked who may come in, and nobody else reaches the socket.
+        spec = dataclasses.replace(self.spec, auth="public", secrets=[]) if behind_gateway else self.spec
+        self.serve = Serve(path, spec, agent_secret)
         self.is_ready = self.is_ending = False
         self.in_flight = 0
         self.idle_since = time.monotonic()

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
+from fal_agent.server.parts import Part
 from fal_agent.server.process import WorkerProcess, describe_exit, oom_kills
-from fal_agent.server.runner import Runner
 from fal_agent.wire import (
     Activity,
     Adopt,
@@ -26,6 +26,7 @@ from fal_agent.wire import (
     Item,
     Lent,
     Listening,
+    Load,
     Log,
     Message,
     Progress,
@@ -33,6 +34,7 @@ from fal_agent.wire import (
     Result,
     Returned,
     Serving,
+    Sick,
     Unwell,
 )
 
@@ -120,7 +122,7 @@ class Worker:
     @property
     def is_busy(self) -> bool:
         """Whether calls run here that others must make room for: cells and apps stand in nobody's way."""
-        return any(run.call.kind not in ("cell", "app") for run in self.runs.values())
+        return any(run.call.kind not in ("cell", "app", "gateway") for run in self.runs.values())
 
     @property
     def is_idle(self) -> bool:
@@ -244,9 +246,9 @@ class Worker:
             run = self.runs.get(message.run_id)
             if run is not None:
                 self._pass_on(run, message, buffers)
-        elif isinstance(message, (Activity, Unwell)):
+        elif isinstance(message, (Activity, Unwell, Load, Sick)):
             run = self.runs.get(message.run_id)
-            if isinstance(run, Runner):
+            if isinstance(run, Part):
                 run.on_message(message)
         elif isinstance(message, (Listening, Lent, Adopt, Returned)):
             self._on_lane(self, message)

@@ -16,7 +16,7 @@ import traceback
 from typing import Optional
 
 from fal_agent.duplex import Duplex
-from fal_agent.wire import Ack, Execute, Interrupt, Lend, Message, Ready, Recall
+from fal_agent.wire import Ack, Execute, Interrupt, Lend, Message, Ready, Recall, Runners
 from fal_agent.worker import datapaths
 from fal_agent.worker.capture import Capture
 from fal_agent.worker.executor import Executor
@@ -51,6 +51,8 @@ def main(descriptor: int) -> None:
             executor.lend(message)
         elif isinstance(message, Recall):
             executor.recall(message.lane)
+        elif isinstance(message, Runners):
+            executor.route(message.runners)
 
     def on_close(problem: Optional[Exception]) -> None:
         if problem is not None:

@@ -26,6 +26,7 @@ from fal_agent.errors import ProtocolError
 from fal_agent.wire import Data, Execute, Failure, Lend, Listening, Result, Returned, Task
 from fal_agent.worker.app_runner import AppRunner
 from fal_agent.worker.context import CURRENT_CALL, CallContext
+from fal_agent.worker.gateway_runner import GatewayRunner
 from fal_agent.worker.lane import Lane
 from fal_agent.worker.opening import Shelf
 from fal_agent.worker.outbox import open_data
@@ -66,6 +67,7 @@ class Executor:
         self._early: set[str] = set()  # calls that were interrupted before their turn
         self._lane: Optional[Lane] = None
         self._app: Optional[AppRunner] = None
+        self._gateway: Optional[GatewayRunner] = None
 
     # ------------------------------------------------------------ the connection's thread
 
@@ -114,6 +116,11 @@ class Executor:
         """In a forked child: let go of what belongs to the parent."""
         if self._lane is not None:
             self._lane.close_in_child()
+
+    def route(self, runners: list[list[str]]) -> None:
+        """Tell the gateway that runs here which runners there are."""
+        if self._gateway is not None:
+            self._gateway.route(runners)
 
     def acknowledge(self, run_id: str, credit: int) -> None:
         """The reader of a run dealt with `credit` bytes of its events."""
@@ -192,6 +199,16 @@ class Executor:
             self._app.run(cls)
         finally:
             self._app = None
+
+    def _serve_gateway(self, call: CallContext) -> None:
+        """Be the gateway of an app on the main thread, until SIGTERM."""
+        assert call.task.serve is not None
+        assert self.duplex is not None
+        self._gateway = GatewayRunner(call, call.task.serve, self.duplex.send)
+        try:
+            self._gateway.run()
+        finally:
+            self._gateway = None
 
     def _swap(self, call: CallContext) -> None:
         """Load another version of the app that is being served; runs in a thread."""
@@ -306,6 +323,9 @@ class Executor:
                 task.session or "", pickling.load(arguments[:1]), arguments, call, fresh=task.fresh
             )
             return [*pickling.dump(reply)[:1], *parts], False
+        if task.kind == "gateway":
+            self._serve_gateway(call)
+            return dump_result(None, task.label), False
         function_data, digest = request.function_data, task.function or ""
         opened = None if function_data is None else open_data(function_data, buffers, request.blobs)
         function, setup = self._shelf.function(digest, opened, task.reusable, pydantic=task.pydantic)
