@@ -5,6 +5,7 @@ Runs in the agent, on its event loop. Each app is an `fal_agent.server.app.App`.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Apps"]
 
+_LOOK_AGAIN = 0.05  # seconds between two looks at whether an environment has been built
+
 
 class Apps:
     """All apps of one agent, by name.
@@ -34,6 +37,7 @@ class Apps:
         self._folder, self._pool, self._functions = folder, pool, functions
         self._apps: dict[str, App] = {}
         self._coming: dict[str, App] = {}  # new versions that are not ready yet
+        self._building: dict[str, Run] = {}  # apps whose environment is not ready yet
         self._all: dict[str, App] = {}  # by run id
 
     def spawn(self, run: Run) -> None:
@@ -49,6 +53,8 @@ class Apps:
             on_end=self._ended,
         )
         run.set_state("running")
+        if self._building.get(name) is run:
+            del self._building[name]
         self._all[run.run_id] = app
         earlier = self._coming.pop(name, None)
         if earlier is not None:
@@ -60,6 +66,25 @@ class Apps:
         else:
             self._coming[name] = app  # requests go to the old one until this one is ready
             app.take_over(old)
+
+    def announce(self, run: Run) -> None:
+        """Take note of an app whose environment is being built: requests for it wait."""
+        assert run.call.app is not None
+        self._building[run.call.app.name] = run
+
+    async def address(self, name: str, timeout: float) -> str:
+        """Give the socket of an app once somebody listens there.
+
+        Raises:
+            FalServerlessError: there is no such app, it has ended, or nobody listens within `timeout` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while name not in self._apps:
+            run = self._building.get(name)
+            if run is None or run.is_finished or time.monotonic() > deadline:
+                break
+            await asyncio.sleep(_LOOK_AGAIN)
+        return await self.get(name).address(deadline - time.monotonic())
 
     def of_run(self, run_id: str) -> Optional[App]:
         """The app of a run; None for other runs."""

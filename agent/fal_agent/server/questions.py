@@ -111,7 +111,7 @@ class Questions:
 
     async def on_app_address(self, name: str, patience: float = 600.0) -> str:
         """Give the socket of an app once a runner listens there."""
-        return await self._apps().get(name).address(patience)
+        return await self._apps().address(name, patience)
 
     async def on_app_stop(self, name: str) -> str:
         """End an app; gives the id of its run, whose last event says that it has ended."""

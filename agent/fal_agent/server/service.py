@@ -211,6 +211,8 @@ class Service:
             return
         self.runs[run.run_id] = run
         run.on_finish.append(self._run_finished)
+        if prepared.call.app is not None:
+            self.apps.announce(run)
         if refused:
             run.fail("resources", refused[0])
         elif prepared.is_ready:
