@@ -76,7 +76,7 @@ class Apps:
         """Give the socket of an app once somebody listens there.
 
         Raises:
-            FalServerlessError: there is no such app, it has ended, or nobody listens within `timeout` seconds.
+            FalServerlessError: there is no such app, it has ended, or nobody listens in `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
         while name not in self._apps:

@@ -195,6 +195,15 @@ class Executor:
         assert call.task.serve is not None
         assert self.duplex is not None
         self._app = AppRunner(call, call.task.serve, self.duplex.send)
+
+        def end(number: int, _frame: Any) -> None:
+            """The server has ended, after SIGTERM: send what was printed last, and end of that signal."""
+            self._capture.end(call)
+            call.flush()
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+        signal.signal(signal.SIGTERM, end)
         try:
             self._app.run(cls)
         finally:
