@@ -31,8 +31,15 @@ __all__ = ["spawn"]
 
 _GRACE = 30.0  # seconds
 _NEEDS = ("fastapi>=0.115", "uvicorn>=0.32", "websockets>=15", "msgpack>=1.0")
-_UNUSED = (  # settings that mean something only on fal's own platform, or are looked at elsewhere
-    *("secrets", "termination_grace_period_seconds", "metrics_port", "data_mounts", "retry_config"),
+_NOT_OPTIONS = (  # settings that mean something only on fal's own platform, or are looked at elsewhere
+    *(
+        "app_auth",
+        "secrets",
+        "termination_grace_period_seconds",
+        "metrics_port",
+        "data_mounts",
+        "retry_config",
+    ),
     *("request_start_timeout", "requirements_context_dir"),
 )
 
@@ -70,7 +77,7 @@ def spawn(cls: type[App], *, host: Host | str | None = None) -> AppSpawnInfo:
 
 def _settings(cls: type[App]) -> FunctionOptions:
     """Check the app's settings as those of a function are checked."""
-    options = {name: value for name, value in cls.host_kwargs.items() if name not in _UNUSED}
+    options = {name: value for name, value in cls.host_kwargs.items() if name not in _NOT_OPTIONS}
     options.update(
         requirements=cls.requirements or None,
         local_python_modules=cls.local_python_modules or None,

@@ -527,11 +527,11 @@ class Sick:
 
 @dataclass(frozen=True)
 class Unwell:
-    """A runner gave an answer that asks for a check, or for another runner (status 503)."""
+    """A runner asks for a health check, or for being replaced: it answered 503."""
 
     type: ClassVar[str] = "unwell"
     run_id: str
-    reason: str
+    reason: str  # empty: only check it
 
 
 @dataclass(frozen=True)

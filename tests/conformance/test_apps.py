@@ -290,13 +290,13 @@ def test_another_error_does_not(spawn: Callable[..., Any]) -> None:
 
 
 def test_a_runner_whose_health_check_fails_is_replaced(spawn: Callable[..., Any]) -> None:
-    check = fal.HealthCheck(start_period_seconds=0, failure_threshold=1, call_regularly=False)
+    policy = fal.HealthCheck(start_period_seconds=0, failure_threshold=1, call_regularly=False)
 
     class Sick(fal.App, name=f"sick-{os.getpid()}"):
         def setup(self) -> None:
             self.is_well = True
 
-        @fal.endpoint("/check", health_check=check)
+        @fal.endpoint("/check", health_check=policy)
         def check(self) -> str:
             if not self.is_well:
                 raise RuntimeError("not well")

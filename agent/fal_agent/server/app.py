@@ -169,7 +169,9 @@ class App:
         ready = [runner for runner in self.runners if runner.is_ready]
         if self._gateway is not None:
             self._gateway.route([[runner.run_id, runner.path] for runner in ready])
-        if ready and self.state == "starting" and (self._gateway is None or self._gateway.is_ready):
+        if not ready and self.state == "ready":
+            self._set_state("starting")
+        elif ready and self.state == "starting" and (self._gateway is None or self._gateway.is_ready):
             self._has_served, self._ready_at = True, time.monotonic()
             self._set_state("ready")
             self._on_ready(self)
@@ -319,7 +321,7 @@ class App:
             idle = now - runner.idle_since
             if runner.is_ready and not runner.in_flight and idle > self._scaling.keep_alive:
                 self._let_go(runner)
-        if not self.runners and self.state == "ready":
+        if not self.runners and self.state in ("ready", "starting"):
             self._idle_at = now
             self._set_state("idle")
 

@@ -114,7 +114,7 @@ class Runner(Part):
             self.idle_since = time.monotonic()
             self._on_change(self)
         elif isinstance(message, Unwell):
-            if message.reason == "check":
+            if not message.reason:
                 self._ask_for_check.set()
             else:
                 self.is_sick(message.reason)
@@ -182,7 +182,8 @@ class Runner(Part):
             detail={"seconds": seconds},
             sent_at=time.time(),
         )
-        self.kill()
+        if self.worker is not None:
+            self.worker.end(0.0)
 
     async def _watch(self) -> None:
         """Check its health now and then, or when it asks for it."""

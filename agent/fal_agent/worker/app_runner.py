@@ -100,4 +100,6 @@ class AppRunner:
         self._tell(Activity(self._call.run_id, self._in_flight), ())
 
     def _on_unwell(self, reason: str) -> None:
-        self._tell(Unwell(self._call.run_id, reason), ())
+        from fal_agent.serving.limits import CHECK_ASKED
+
+        self._tell(Unwell(self._call.run_id, "" if reason == CHECK_ASKED else reason), ())
