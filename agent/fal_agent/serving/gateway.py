@@ -75,9 +75,9 @@ class Gateway:
 
     Args:
         multiplexing: requests that one runner may have at a time; a websocket session counts as one.
-        request_timeout: seconds that one request may take from when it has a runner, all tries together; then
-            it is answered 504, or broken off if its answer has begun. For a websocket: until it is open. None:
-            as long as it likes.
+        request_timeout: seconds that one request may take from when it has a runner, all tries together;
+            then it is answered 504, or broken off if its answer has begun. For a websocket: until it is
+            open. None: as long as it likes.
         skip_retry_conditions: in which cases a request is not tried again: "server_error" (a runner answered
             503) or "connection_error" (there was no connection, or it broke before the answer). "timeout" is
             accepted too; what took too long is never tried again.
@@ -86,8 +86,8 @@ class Gateway:
         on_load: called with the load after it changed, at most every 50 ms.
         on_sick: called once with the name of a runner that must be replaced, and why: it answered 503, or its
             connection broke. It gets nothing new as long as it is listed.
-        on_check: called with the name of a runner whose health is to be checked, because a request to it or its
-            answer has the header `x-fal-runner-health-check`.
+        on_check: called with the name of a runner whose health is to be checked, because a request to it or
+            its answer has the header `x-fal-runner-health-check`.
 
     Raises:
         ValueError: a condition is unknown, or a number too small.
@@ -108,7 +108,8 @@ class Gateway:
         unknown = set(skip_retry_conditions) - _CONDITIONS
         if unknown:
             raise ValueError(
-                f"skip_retry_conditions knows {', '.join(sorted(_CONDITIONS))}; not {', '.join(sorted(unknown))}"
+                f"skip_retry_conditions has {', '.join(sorted(unknown))}; "
+                f"known are {', '.join(sorted(_CONDITIONS))}"
             )
         self._line = Line(
             multiplexing=multiplexing,
@@ -187,7 +188,7 @@ class Gateway:
         return _Failure("connection_error", "the connection to the app's runner broke", _BAD_GATEWAY)
 
     async def _broke_off(self, runner: RunnerAddress) -> None:
-        """Note that a connection ended in the middle, which a failing handler does too: is the runner alive?"""
+        """Note that a connection ended in the middle: a failing handler does that too, so look."""
         try:
             _, writer = await asyncio.wait_for(asyncio.open_unix_connection(runner.path), _CONNECT_TIMEOUT)
         except (OSError, asyncio.TimeoutError) as error:
@@ -310,7 +311,8 @@ class Gateway:
         incoming = Incoming(receive)
         session = asyncio.ensure_future(self._session(call, scope, incoming, send))
         try:
-            await asyncio.wait({session, incoming.next}, return_when=asyncio.FIRST_COMPLETED)
+            waits: set[asyncio.Future[Any]] = {session, incoming.next}
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             if not session.done() and not incoming.is_open:
                 return  # the client left before it was let in
             await session

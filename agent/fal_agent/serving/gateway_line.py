@@ -31,7 +31,7 @@ class Line:
         max_waiting: requests that may wait; one more is answered 503.
         queue_timeout: seconds that one may wait before it is answered 504; None: for ever.
         on_load: called on the loop when the load has changed.
-        on_sick: called on the loop, once for each runner that should be replaced, with its name and the reason.
+        on_sick: called on the loop, once for each runner that should be replaced, with its name and why.
     """
 
     def __init__(

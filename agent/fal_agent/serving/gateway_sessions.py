@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Optional, cast
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
+from websockets.typing import Subprotocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -89,7 +90,7 @@ async def open_session(
         f"ws://{host if _HOST.fullmatch(host) else 'localhost'}{target}",
         unix=True,
         path=path,
-        subprotocols=subprotocols or None,
+        subprotocols=[Subprotocol(name) for name in subprotocols] or None,
         additional_headers=[
             (name.decode("latin-1"), value.decode("latin-1"))
             for name, value in headers
