@@ -237,6 +237,8 @@ class Gateway:
                 group.start_soon(until_gone)
                 await self._answer(call, body, send)
                 group.cancel_scope.cancel()
+        except asyncio.CancelledError:  # by the server, whose task this is and which waits no longer
+            await _refuse(call, send, AppException("the app is being stopped", _REPLACE))
         finally:
             body.discard()
             self._close_unused()
@@ -249,11 +251,7 @@ class Gateway:
             async with self._line.place(call.hint) as ticket:
                 await self._try(call, ticket, attempt)
         except AppException as refusal:
-            if call.has_begun:
-                return  # too late for a status: the server breaks an unfinished answer off
-            headers, content = detail_answer(refusal.message, call.labelled([]))
-            await send({"type": "http.response.start", "status": refusal.status_code, "headers": headers})
-            await send({"type": "http.response.body", "body": content})
+            await _refuse(call, send, refusal)
 
     async def _exchange(
         self, call: Call, body: Body, send: Send, runner: RunnerAddress
@@ -349,7 +347,7 @@ class Gateway:
         except InvalidStatus as error:
             answer = error.response
             headers = call.labelled(end_to_end(headers_of(answer.headers.raw_items())))
-            await _refuse(send, scope, answer.status_code, headers, bytes(answer.body or b""))
+            await _refuse_opening(send, scope, answer.status_code, headers, bytes(answer.body or b""))
 
     async def _open(
         self, call: Call, subprotocols: list[str], runner: RunnerAddress, opened: list[ClientConnection]
@@ -381,7 +379,16 @@ class Gateway:
         return None
 
 
-async def _refuse(send: Send, scope: Scope, status: int, headers: RawHeaders, body: bytes) -> None:
+async def _refuse(call: Call, send: Send, refusal: AppException) -> None:
+    """Say why a request is not answered by a runner."""
+    if call.has_begun:
+        return  # too late for a status: the server breaks an unfinished answer off
+    headers, body = detail_answer(refusal.message, call.labelled([]))
+    await send({"type": "http.response.start", "status": refusal.status_code, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _refuse_opening(send: Send, scope: Scope, status: int, headers: RawHeaders, body: bytes) -> None:
     """Answer a websocket's opening with a status; with 403 where the server can do no better."""
     if "websocket.http.response" not in (scope.get("extensions") or {}):
         await send({"type": "websocket.close"})
