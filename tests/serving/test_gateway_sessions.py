@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 from support.gateways import PATIENCE, Request, Stage, answer, on_stage
-from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 
 from fal_agent.serving.balancing import RunnerAddress
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from websockets.asyncio.client import ClientConnection
 
 MEGABYTE = 1 << 20
 
@@ -39,9 +41,7 @@ async def heard(request: Request) -> Any:
 
 async def ending(connection: ClientConnection) -> tuple[int, str]:
     """Wait until a session is closed, and say how."""
-    with pytest.raises(ConnectionClosed):
-        while True:
-            await asyncio.wait_for(connection.recv(), PATIENCE)
+    await asyncio.wait_for(connection.wait_closed(), PATIENCE)
     return connection.protocol.close_code or 0, connection.protocol.close_reason or ""
 
 
@@ -213,7 +213,7 @@ def test_a_client_that_leaves_before_it_was_let_in_gives_its_place_back(
         opening = asyncio.ensure_future(connecting(stage))
         for runner in runners:
             await runner.next()
-        await stage.until(lambda: stage.loads[-1].waiting + stage.loads[-1].in_flight == 1)
+        await stage.until(lambda: stage.loads and stage.loads[-1].waiting + stage.loads[-1].in_flight == 1)
         opening.cancel()
         await stage.until_idle()
         assert stage.sick == []
@@ -251,11 +251,11 @@ def test_a_redirection_is_passed_on_and_not_followed(tmp_path: Path) -> None:
         opening = asyncio.ensure_future(connecting(stage))
         request = await runner.next()
         await request.receive()
-        headers = [(b"location", b"http://elsewhere/")]
+        headers = [(b"location", b"ws://elsewhere/")]
         await request.send({"type": "websocket.http.response.start", "status": 307, "headers": headers})
         await request.send({"type": "websocket.http.response.body", "body": b""})
         request.over.set()
-        with pytest.raises((ValueError, InvalidHandshake), match=r"elsewhere|307"):
+        with pytest.raises(ValueError, match="cannot follow cross-origin redirect to ws://elsewhere/"):
             await opening
         assert runner.arrived.empty()
 
@@ -266,6 +266,7 @@ def test_an_opening_that_fails_is_tried_at_another_runner(tmp_path: Path) -> Non
     async def play(stage: Stage) -> None:
         busy, fine = await stage.start("busy", "fine")
         gone = RunnerAddress("gone", str(tmp_path / "gone.sock"))
+        stage.gateway.set_runners([])
         stage.gateway.set_runners([gone, busy.address, fine.address])
         opening = asyncio.ensure_future(connecting(stage))
         request = await busy.next()
@@ -311,10 +312,8 @@ def test_a_session_that_cannot_be_opened_has_a_clear_status(
 
 
 def answer_of(response: Any) -> str:
-    import httpx
-
     return answer(
-        httpx.Response(response.status_code, headers=dict(response.headers), content=response.body)
+        httpx.Response(response.status_code, headers=dict(response.headers), content=bytes(response.body))
     )[1]
 
 

@@ -341,7 +341,7 @@ class Gateway:
                 if is_broken:
                     await self._broke_off(runner)
         except AppException as refusal:
-            await _refuse(
+            await _refuse_opening(
                 send, scope, refusal.status_code, *detail_answer(refusal.message, call.labelled([]))
             )
         except InvalidStatus as error:

@@ -47,6 +47,7 @@ async def serve_gateway(
         server_header=False,
         date_header=False,  # the runners' passes
         proxy_headers=False,
+        ws_per_message_deflate=False,  # a few bytes could become more than may lie here
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=drain_seconds,
     )
