@@ -31,6 +31,7 @@ __all__ = ["spawn"]
 
 _GRACE = 30.0  # seconds
 _NEEDS = ("fastapi>=0.115", "uvicorn>=0.32", "websockets>=15", "msgpack>=1.0")
+_GATEWAY_NEEDS = ("httpx>=0.27",)
 _NOT_OPTIONS = (  # settings that mean something only on fal's own platform, or are looked at elsewhere
     *(
         "app_auth",
@@ -162,7 +163,7 @@ def _parcel(cls: type[App], host: Host, settings: FunctionOptions, spec: AppSpec
         environment=environment_spec(
             settings.requirements,
             python_version=settings.python_version,
-            extra=_needs(),
+            extra=_needs(settings),
             compile_bytecode=settings.compile_bytecode,
             force=settings.force,
         ),
@@ -180,8 +181,18 @@ def _parcel(cls: type[App], host: Host, settings: FunctionOptions, spec: AppSpec
     return make_parcel(call, packed, pack_arguments((), {}), blobs=blobs)
 
 
-def _needs() -> tuple[str, ...]:
+def _needs(settings: FunctionOptions) -> tuple[str, ...]:
     """What serving needs in the app's environment; pydantic as in the notebook, since models travel."""
     version = pydantic_version()
     major = int(version.partition(".")[0]) if version else 2
-    return (*_NEEDS, f"pydantic>={major},<{major + 1}")
+    gateway = _GATEWAY_NEEDS if _has_several(settings) else ()
+    return (*_NEEDS, *gateway, f"pydantic>={major},<{major + 1}")
+
+
+def _has_several(settings: FunctionOptions) -> bool:
+    """Whether the app may have more than one runner, and so a gateway."""
+    if settings.max_concurrency is not None:
+        return settings.max_concurrency > 1
+    return bool(
+        settings.min_concurrency > 1 or settings.concurrency_buffer or settings.concurrency_buffer_perc
+    )
