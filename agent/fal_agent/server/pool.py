@@ -135,6 +135,8 @@ class Pool:
             self._explain_later(queue)
 
     def _may_run(self, run: Run) -> bool:
+        if run.serve is not None:  # the app has counted its runners
+            return True
         scaling = run.call.scaling
         limit = scaling.max_concurrency
         running = self._running.get(run.call.scale_key, 0)

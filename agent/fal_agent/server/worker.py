@@ -147,9 +147,12 @@ class Worker:
             return True
         room = run.call.scaling.max_multiplexing
         return (
-            run.call.kind != "cell"
+            run.call.kind == "function"
             and len(self.runs) < room
-            and all(other.call.scaling.max_multiplexing > 1 for other in self.runs.values())
+            and all(
+                other.call.kind == "function" and other.call.scaling.max_multiplexing > 1
+                for other in self.runs.values()
+            )
         )
 
     def execute(self, run: Run) -> None:
