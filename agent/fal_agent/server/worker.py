@@ -53,6 +53,7 @@ __all__ = ["Worker"]
 _log = logging.getLogger(__name__)
 _INTERRUPT_GRACE = 5.0  # seconds that a call whose time is over has to react to its interrupt
 _END_GRACE = 2.0  # seconds between asking a worker to end and making it
+_SHARING = ("function", "map")  # kinds of calls of which several may run in one worker
 _EVENTS = (Log, Display, Clear, Progress, Item, Serving, Result, Failure)
 
 
@@ -147,10 +148,10 @@ class Worker:
             return True
         room = run.call.scaling.max_multiplexing
         return (
-            run.call.kind == "function"
+            run.call.kind in _SHARING
             and len(self.runs) < room
             and all(
-                other.call.kind == "function" and other.call.scaling.max_multiplexing > 1
+                other.call.kind in _SHARING and other.call.scaling.max_multiplexing > 1
                 for other in self.runs.values()
             )
         )

@@ -86,7 +86,7 @@ class Executor:
                 self._shelf.keep(task.function or "", data)
         if task.kind == "app" and self._app is not None:
             threading.Thread(target=self._swap, args=(call,), name="fal-swap", daemon=True).start()
-        elif task.multiplexing > 1 and task.kind == "function":
+        elif task.multiplexing > 1 and task.kind in ("function", "map"):
             threading.Thread(
                 target=self._run_in_thread, args=(call, buffers), name=f"fal-{task.label}", daemon=True
             ).start()
