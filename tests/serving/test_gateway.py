@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -14,6 +15,7 @@ import fal_notebook as fal
 from fal_agent.serving.balancing import RunnerAddress
 from fal_agent.serving.gateway import Gateway
 from fal_agent.serving.http import build_application
+from fal_agent.serving.server import bind_socket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -271,6 +273,31 @@ def test_a_runner_that_is_no_longer_listed_finishes_what_it_has_and_gets_nothing
         assert (await last).content == b"done"
         await stage.until(lambda: stage.loads[-1].per_runner == {"new": 0})
         assert old.arrived.empty()
+
+    on_stage(tmp_path, play)
+
+
+def test_the_load_is_told_when_it_has_changed_but_not_all_the_time(tmp_path: Path) -> None:
+    async def play(stage: Stage) -> None:
+        stage.gateway.set_runners([])
+        await stage.until(lambda: stage.loads)
+        asking = [stage.ask() for _ in range(3)]
+        await stage.until_waiting(3)
+        assert (stage.loads[-1].in_flight, stage.loads[-1].per_runner) == (0, {})
+        assert stage.loads[-1].oldest_wait_seconds > 0
+        [runner] = await stage.start("a")
+        for _ in asking:
+            await (await runner.next()).answer()
+        await stage.until_idle()
+        for _ in range(100):
+            asking.append(stage.ask())
+            await (await runner.next()).answer()
+        await asyncio.gather(*asking)
+        await stage.until_idle()
+
+        assert stage.loads[-1].per_runner == {"a": 0}
+        gaps = [after - before for before, after in itertools.pairwise(stage.times)]
+        assert min(gaps) > 0.045  # what 50 ms are to a clock
 
     on_stage(tmp_path, play)
 
@@ -651,6 +678,34 @@ def test_what_is_in_flight_is_answered_when_it_stops(tmp_path: Path) -> None:
         assert {(await one).content for one in asking} == {b"one", b"two"}
         await asyncio.wait_for(stage.serving, PATIENCE)
         assert not (tmp_path / "gateway.sock").exists()
+
+    on_stage(tmp_path, play)
+
+
+def test_what_takes_too_long_when_it_stops_is_told_so(tmp_path: Path) -> None:
+    async def play(stage: Stage) -> None:
+        [runner] = await stage.start("a")
+        asking = [stage.ask(), stage.ask()]
+        request = await runner.next()
+        await stage.until_waiting(1)
+        stage.stop.set()
+
+        for one in asking:
+            assert answer(await one) == (503, "the app is being stopped")
+        await asyncio.wait_for(stage.serving, PATIENCE)
+        request.over.set()
+
+    on_stage(tmp_path, play, drain_seconds=0)
+
+
+def test_another_gateway_may_have_taken_the_place_when_one_stops(tmp_path: Path) -> None:
+    async def play(stage: Stage) -> None:
+        successor = bind_socket(stage.path)
+        stage.stop.set()
+        await asyncio.wait_for(stage.serving, PATIENCE)
+
+        assert (tmp_path / "gateway.sock").is_socket()
+        successor.close()
 
     on_stage(tmp_path, play)
 
