@@ -288,7 +288,7 @@ def test_an_opening_that_fails_is_tried_at_another_runner(tmp_path: Path) -> Non
     ("options", "status", "detail"),
     [
         ({"queue_timeout": 0.01}, 504, "no runner was free"),
-        ({"request_timeout": 0.2}, 504, "did not answer within 0.2 s"),
+        ({"request_timeout": 1.0}, 504, "did not answer within 1 s"),
         ({"skip_retry_conditions": ["connection_error"]}, 502, "broke"),
     ],
 )
@@ -355,7 +355,7 @@ def test_messages_to_a_runner_go_as_fast_as_it_reads(tmp_path: Path) -> None:
         await filling
         await connection.close()
 
-        assert most_ahead < 40
+        assert most_ahead < 80
 
     on_stage(tmp_path, play)
 
@@ -383,7 +383,7 @@ def test_messages_to_a_client_go_as_fast_as_it_reads(tmp_path: Path) -> None:
         await filling
         await connection.close()
 
-        assert most_ahead < 40
+        assert most_ahead < 80
 
     on_stage(tmp_path, play)
 

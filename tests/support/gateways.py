@@ -180,14 +180,15 @@ class RunnerProcess:
 class Stage:
     """A gateway that is being served, its clients, its runners and what it reported."""
 
-    def __init__(self, folder: Path, **options: Any) -> None:
+    def __init__(self, folder: Path, *, drain_seconds: int | None = None, **options: Any) -> None:
         self.folder, self.path = folder, str(folder / "gateway.sock")
         self.loads: list[Load] = []
+        self.times: list[float] = []  # of the loads
         self.sick: list[tuple[str, str]] = []
         self.checks: list[str] = []
         self._news = asyncio.Event()
         self.gateway = Gateway(
-            on_load=self._heard(self.loads.append),
+            on_load=self._heard(self._keep_load),
             on_sick=self._heard(lambda name, reason: self.sick.append((name, reason))),
             on_check=self._heard(self.checks.append),
             **options,
@@ -197,7 +198,9 @@ class Stage:
         self.processes: list[RunnerProcess] = []
         self.listener = bind_socket(self.path)
         self.listener.listen(1000)
-        self.serving = asyncio.create_task(serve_gateway(self.gateway, self.listener, self.stop))
+        self.serving = asyncio.create_task(
+            serve_gateway(self.gateway, self.listener, self.stop, drain_seconds=drain_seconds)
+        )
         self.client = self.new_client()
 
     def new_client(self) -> httpx.AsyncClient:
@@ -240,6 +243,10 @@ class Stage:
 
     async def until_idle(self) -> None:
         await self.until(lambda: self.loads and (self.loads[-1].waiting, self.loads[-1].in_flight) == (0, 0))
+
+    def _keep_load(self, load: Load) -> None:
+        self.loads.append(load)
+        self.times.append(asyncio.get_running_loop().time())
 
     def _heard(self, keep: Callable[..., None]) -> Callable[..., None]:
         def hear(*news: Any) -> None:

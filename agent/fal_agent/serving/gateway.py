@@ -29,7 +29,7 @@ from websockets.exceptions import (
 from fal_agent.errors import AppException
 from fal_agent.serving.balancing import Load, RunnerAddress
 from fal_agent.serving.gateway_body import Allowance, Body, Upload
-from fal_agent.serving.gateway_call import Call, call_of
+from fal_agent.serving.gateway_call import Call, call_of, refuse, refuse_opening
 from fal_agent.serving.gateway_headers import (
     CROSS_ORIGIN,
     HEALTH_CHECK_HEADER,
@@ -72,6 +72,10 @@ class _Failure:
 
 class Gateway:
     """An ASGI application that passes requests and websockets on to runners; all on one loop.
+
+    A request is tried again, up to twice, if there was no connection, if it broke before any of the answer
+    had come, or after a 503; and if its body is at most 1 MiB, which is kept, or not begun. A client that
+    leaves is noticed at once; one that sends more than is kept, when its turn has come.
 
     Args:
         multiplexing: requests that one runner may have at a time; a websocket session counts as one.
@@ -163,8 +167,7 @@ class Gateway:
         loop, left = asyncio.get_running_loop(), self._request_timeout
         while True:
             runner, began = ticket.holder, loop.time()
-            if self._on_check is not None and first(call.headers, HEALTH_CHECK_HEADER) is not None:
-                self._on_check(runner.name)
+            self._check_if_asked(runner, call.headers)
             with anyio.move_on_after(left) as limit:
                 failure = await attempt(runner)
             if limit.cancelled_caught:
@@ -201,10 +204,13 @@ class Gateway:
         hints = first(headers, HINTS_HEADER)
         if hints is not None:
             self._line.remember_hints(runner, hints_in(hints))
-        if self._on_check is not None and first(headers, HEALTH_CHECK_HEADER) is not None:
-            self._on_check(runner.name)
+        self._check_if_asked(runner, headers)
         if status == _REPLACE:
             self._line.suspect(runner, "it answered 503")
+
+    def _check_if_asked(self, runner: RunnerAddress, headers: RawHeaders) -> None:
+        if self._on_check is not None and first(headers, HEALTH_CHECK_HEADER) is not None:
+            asyncio.get_running_loop().call_soon(self._on_check, runner.name)
 
     def _transport(self, runner: RunnerAddress) -> httpx.AsyncHTTPTransport:
         """Give the connections to a runner: without cookies, redirections or proxies of a client's."""
@@ -238,7 +244,7 @@ class Gateway:
                 await self._answer(call, body, send)
                 group.cancel_scope.cancel()
         except asyncio.CancelledError:  # by the server, whose task this is and which waits no longer
-            await _refuse(call, send, AppException("the app is being stopped", _REPLACE))
+            await refuse(call, send, AppException("the app is being stopped", _REPLACE))
         finally:
             body.discard()
             self._close_unused()
@@ -251,7 +257,7 @@ class Gateway:
             async with self._line.place(call.hint) as ticket:
                 await self._try(call, ticket, attempt)
         except AppException as refusal:
-            await _refuse(call, send, refusal)
+            await refuse(call, send, refusal)
 
     async def _exchange(
         self, call: Call, body: Body, send: Send, runner: RunnerAddress
@@ -341,13 +347,13 @@ class Gateway:
                 if is_broken:
                     await self._broke_off(runner)
         except AppException as refusal:
-            await _refuse_opening(
+            await refuse_opening(
                 send, scope, refusal.status_code, *detail_answer(refusal.message, call.labelled([]))
             )
         except InvalidStatus as error:
             answer = error.response
             headers = call.labelled(end_to_end(headers_of(answer.headers.raw_items())))
-            await _refuse_opening(send, scope, answer.status_code, headers, bytes(answer.body or b""))
+            await refuse_opening(send, scope, answer.status_code, headers, bytes(answer.body or b""))
 
     async def _open(
         self, call: Call, subprotocols: list[str], runner: RunnerAddress, opened: list[ClientConnection]
@@ -377,21 +383,3 @@ class Gateway:
             raise AppException(f"the app does not open a websocket: {error}", _BAD_GATEWAY) from error
         opened.append(session)
         return None
-
-
-async def _refuse(call: Call, send: Send, refusal: AppException) -> None:
-    """Say why a request is not answered by a runner."""
-    if call.has_begun:
-        return  # too late for a status: the server breaks an unfinished answer off
-    headers, body = detail_answer(refusal.message, call.labelled([]))
-    await send({"type": "http.response.start", "status": refusal.status_code, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-async def _refuse_opening(send: Send, scope: Scope, status: int, headers: RawHeaders, body: bytes) -> None:
-    """Answer a websocket's opening with a status; with 403 where the server can do no better."""
-    if "websocket.http.response" not in (scope.get("extensions") or {}):
-        await send({"type": "websocket.close"})
-        return
-    await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": body})

@@ -1,4 +1,4 @@
-"""A request, or the opening of a websocket, as the gateway passes it on.
+"""A request, or the opening of a websocket, as the gateway passes it on or refuses it.
 
 Runs in the gateway process. Always true: what a runner gets is what the client sent, but for the headers of
 the client's connection, with an id.
@@ -10,14 +10,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Optional
 
 from fal_agent.runtime.requests import REQUEST_ID_HEADER, context_from_headers
-from fal_agent.serving.gateway_headers import HINT_HEADER, RawHeaders, end_to_end, first, without
+from fal_agent.serving.gateway_headers import (
+    HINT_HEADER,
+    RawHeaders,
+    detail_answer,
+    end_to_end,
+    first,
+    without,
+)
 
 if TYPE_CHECKING:
-    from starlette.types import Scope
+    from starlette.types import Scope, Send
 
+    from fal_agent.errors import AppException
     from fal_agent.serving.gateway_body import Body
 
-__all__ = ["RETRIES", "Call", "call_of"]
+__all__ = ["RETRIES", "Call", "call_of", "refuse", "refuse_opening"]
 
 RETRIES = 2  # times that a request is tried again
 _ID = REQUEST_ID_HEADER.encode()
@@ -73,3 +81,21 @@ def call_of(scope: Scope) -> Call:
         request_id=request_id,
         hint=(first(given, HINT_HEADER) or b"").decode("latin-1").strip(),
     )
+
+
+async def refuse(call: Call, send: Send, refusal: AppException) -> None:
+    """Say why a request is not answered by a runner."""
+    if call.has_begun:
+        return  # too late for a status: the server breaks an unfinished answer off
+    headers, body = detail_answer(refusal.message, call.labelled([]))
+    await send({"type": "http.response.start", "status": refusal.status_code, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def refuse_opening(send: Send, scope: Scope, status: int, headers: RawHeaders, body: bytes) -> None:
+    """Answer a websocket's opening with a status; with 403 where the server can do no better."""
+    if "websocket.http.response" not in (scope.get("extensions") or {}):
+        await send({"type": "websocket.close"})
+        return
+    await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})

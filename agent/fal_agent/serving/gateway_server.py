@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["serve_gateway"]
 
+_MESSAGES = 4  # of a client's that may lie here before it has to wait
 _KEEP_ALIVE = 300  # seconds that a client's connection without requests stays open
 
 
@@ -47,6 +48,7 @@ async def serve_gateway(
         server_header=False,
         date_header=False,  # the runners' passes
         proxy_headers=False,
+        ws_max_queue=_MESSAGES,
         ws_per_message_deflate=False,  # a few bytes could become more than may lie here
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=drain_seconds,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Incoming", "headers_of", "open_session", "relay"]
 
 _LARGEST = 64 << 20  # bytes of one message of a runner; a larger one ends the session with 1009
+_FRAMES = 4  # of a runner's that may lie here before it has to wait
 _CLOSE_TIMEOUT = 5.0  # seconds for a runner to answer that the session is closed
 _NORMAL, _NO_STATUS, _ABNORMAL, _INTERNAL = 1000, 1005, 1006, 1011
 _HOST = re.compile(r"[A-Za-z0-9._~-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
@@ -102,6 +103,7 @@ async def open_session(
         ping_interval=None,  # a Unix socket tells when the other side is gone
         close_timeout=_CLOSE_TIMEOUT,
         max_size=_LARGEST,
+        max_queue=_FRAMES,
     )
     return cast("ClientConnection", await opening)
 
