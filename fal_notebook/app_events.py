@@ -70,7 +70,7 @@ def _texts_if_they_are(pieces: Iterable[bytes]) -> Iterator[str | bytes]:
             continue
         rest += piece
         try:
-            text, used = codecs.utf_8_decode(rest, "strict", False)  # noqa: FBT003 - takes it by place only
+            text, used = codecs.utf_8_decode(rest, "strict", False)
         except UnicodeDecodeError:
             is_text = False
             yield rest
