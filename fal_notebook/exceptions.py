@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fal_agent.errors import (
+    AppClientError,
     AppException,
     AppFileUploadException,
     AuthenticationError,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 __all__ = [
+    "AppClientError",
     "AppException",
     "AppFileUploadException",
     "AuthenticationError",

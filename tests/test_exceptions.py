@@ -42,7 +42,7 @@ def instance(cls: type[Exception]) -> Exception:
     parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
         return cls("some text")
-    values = {"str": "some text", "int": 418, "int | None": -9}
+    values = {"str": "some text", "int": 418, "int | None": -9, "Optional[dict[str, str]]": {"a": "b"}}
     return cls(**{parameter.name: values[parameter.annotation] for parameter in parameters})
 
 

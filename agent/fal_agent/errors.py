@@ -2,6 +2,7 @@
 
     FalServerlessException                      everything below this root is ours
     ├── AppException                            an app's answer with a status code
+    ├── AppClientError                          the same, as the app's caller sees it
     ├── FieldException                          an app's answer about one input field
     ├── RequestCancelledException               the caller went away
     ├── FileTooLargeError
@@ -33,9 +34,10 @@ Runs everywhere: in the notebook, in the agent and in workers (user code raises 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Optional
 
 __all__ = [
+    "AppClientError",
     "AppException",
     "AppFileUploadException",
     "AuthenticationError",
@@ -81,6 +83,23 @@ class AppException(FalServerlessException):
     def __init__(self, message: str, status_code: int) -> None:
         super().__init__(message, status_code)
         self.message, self.status_code = message, status_code
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class AppClientError(FalServerlessException):
+    """An app answered a request with an error, or did not become healthy in time.
+
+    Attributes:
+        message: which request, and what was answered.
+        status_code: HTTP status of the answer; 504 if there was none.
+        headers: headers of the answer, names in lower case.
+    """
+
+    def __init__(self, message: str, status_code: int, headers: Optional[dict[str, str]] = None) -> None:
+        super().__init__(message, status_code, headers)
+        self.message, self.status_code, self.headers = message, status_code, headers or {}
 
     def __str__(self) -> str:
         return self.message

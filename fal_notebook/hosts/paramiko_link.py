@@ -321,6 +321,9 @@ class _CommandStream:
         self._heard = True
         return data
 
+    def end_input(self) -> None:
+        self._stream.end_input()
+
     def close(self) -> None:
         if not self._closed:
             self._closed = True

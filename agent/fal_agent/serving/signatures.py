@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["as_function", "resolved_parameters"]
+__all__ = ["as_function", "resolved_parameters", "return_annotation"]
 
 
 def as_function(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,7 +29,7 @@ def as_function(method: Callable[..., Any]) -> Callable[..., Any]:
 
     parameters = list(resolved_parameters(wrapped).values())[1 if takes_self else 0 :]
     call.__signature__ = inspect.Signature(  # type: ignore[attr-defined] # what FastAPI reads
-        parameters, return_annotation=_resolved(*_return(wrapped))
+        parameters, return_annotation=return_annotation(wrapped)
     )
     call.__name__ = getattr(method, "__name__", type(method).__name__)
     call.__doc__ = getattr(method, "__doc__", None)
@@ -45,8 +45,13 @@ def resolved_parameters(function: Callable[..., Any]) -> dict[str, inspect.Param
     }
 
 
-def _return(function: Callable[..., Any]) -> tuple[Any, dict[str, Any]]:
-    return inspect.signature(function).return_annotation, getattr(function, "__globals__", {})
+def return_annotation(function: Callable[..., Any]) -> Any:
+    """Give what a function says it returns; `inspect.Signature.empty` if it does not say.
+
+    An annotation that cannot be resolved stays a string.
+    """
+    function = inspect.unwrap(function)
+    return _resolved(inspect.signature(function).return_annotation, getattr(function, "__globals__", {}))
 
 
 def _resolved(annotation: Any, namespace: dict[str, Any]) -> Any:
