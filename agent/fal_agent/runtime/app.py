@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 from fal_agent.errors import FalServerlessError
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from fal_agent.runtime.requests import RequestContext
     from fal_agent.runtime.routes import HealthCheckConfig, RouteSignature
 
-__all__ = ["DEFAULT_STARTUP_TIMEOUT", "RUNNER_STATE", "App", "BaseServable", "set_launcher"]
+__all__ = ["DEFAULT_STARTUP_TIMEOUT", "RUNNER_STATE", "App", "BaseServable", "call_hook", "set_launcher"]
 
 DEFAULT_STARTUP_TIMEOUT = 600.0  # seconds that `setup` may take before a warning
 RUNNER_STATE = "FAL_RUNNER_STATE"  # environment variable: SETUP, RUNNING, TERMINATING
@@ -38,6 +39,14 @@ def set_launcher(launcher: Optional[Callable[..., Any]]) -> None:
     """Register what `App.spawn()` calls with the class: the notebook's half does, on import."""
     global _launcher  # noqa: PLW0603 - one seam, set once
     _launcher = launcher
+
+
+def _directly(hook: Callable[[], Any]) -> Any:
+    return hook()
+
+
+# How `setup` and `teardown` are called; what that gives is awaited if it can be. A server sets it.
+call_hook: ContextVar[Callable[[Callable[[], Any]], Any]] = ContextVar("fal_call_hook", default=_directly)
 
 
 class BaseServable:
@@ -103,7 +112,7 @@ class BaseServable:
             finally:
                 os.environ[RUNNER_STATE] = "TERMINATING"
                 with self._current():
-                    await _finish(self.teardown())
+                    await _finish(call_hook.get()(self.teardown))
         finally:
             requests.forget_requests(self)
 
@@ -111,7 +120,7 @@ class BaseServable:
         if _logger.isEnabledFor(logging.DEBUG):
             _logger.debug("installed packages: %s", ", ".join(_installed_packages()))
         started = time.monotonic()
-        await _finish(self.setup())
+        await _finish(call_hook.get()(self.setup))
         seconds = time.monotonic() - started
         allowed = getattr(self, "startup_timeout", None)
         allowed = DEFAULT_STARTUP_TIMEOUT if allowed is None else allowed

@@ -1,26 +1,29 @@
 """Make the FastAPI application that serves an `App`.
 
-Runs in the process that serves an app. Every HTTP endpoint is a POST route; `GET /health` and
-`GET /openapi.json` are always there.
+Runs in the process that serves an app. Every HTTP endpoint is a POST route; `GET /health`,
+`GET /openapi.json` and the store of files are always there.
 """
 
 from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import WebSocketRoute
+from starlette.routing import Mount, WebSocketRoute
 
 from fal_agent.errors import FalServerlessException
 from fal_agent.runtime.app import BaseServable
 from fal_agent.runtime.requests import REQUEST_ID_HEADER, answering, context_from_headers
+from fal_agent.runtime.toolkit.files import FILES_URL
 from fal_agent.serving.failures import FailureMiddleware, add_failure_handlers, report
+from fal_agent.serving.files import FILES_PATH, files_route
 from fal_agent.serving.metrics import Metrics
 from fal_agent.serving.openapi import describe
 from fal_agent.serving.scalars import ScalarRoute
@@ -28,7 +31,7 @@ from fal_agent.serving.signatures import as_function
 from fal_agent.serving.websockets import raw_endpoint, realtime_endpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -37,11 +40,16 @@ if TYPE_CHECKING:
 __all__ = ["HINTS_HEADER", "build_application", "document"]
 
 HINTS_HEADER = "X-Fal-Runner-Hints"
+_HOST = re.compile(r"[A-Za-z0-9._:\[\]-]+")  # what may become part of a URL
 _BEGINNINGS = ("http.response.start", "websocket.accept")  # the messages that carry an answer's headers
 
 
-def build_application(app: BaseServable) -> FastAPI:
+def build_application(app: BaseServable, metrics: Optional[Metrics] = None) -> FastAPI:
     """Give the ASGI application that serves an app; its lifespan sets the app up and tears it down.
+
+    Args:
+        app: the app.
+        metrics: where its requests are counted; None: counted apart.
 
     Raises:
         ValueError: the app has no routes, two at one path, or a websocket endpoint that cannot be served.
@@ -52,7 +60,8 @@ def build_application(app: BaseServable) -> FastAPI:
             f"{type(app).__name__} must have at least one route: mark a method with @fal.endpoint('/')"
         )
     websockets = {signature: function for signature, function in routes.items() if signature.is_websocket}
-    metrics, root_path = Metrics(), os.environ.get("FAL_APP_ROOT_PATH", "").rstrip("/")
+    metrics = Metrics() if metrics is None else metrics
+    root_path = os.environ.get("FAL_APP_ROOT_PATH", "").rstrip("/")
     application = _Application(
         websockets,
         title=getattr(app, "app_name", None) or type(app).__name__,
@@ -77,6 +86,9 @@ def build_application(app: BaseServable) -> FastAPI:
     add_failure_handlers(application)
     _add_routes(application, app, routes)
     application.add_api_route("/health", _health_endpoint(app), name="health", methods=["GET"])
+    application.router.routes.append(
+        Mount(FILES_PATH, files_route())
+    )  # last: what the app has there is its own
     return application
 
 
@@ -147,7 +159,8 @@ class _RequestMiddleware:
         if self._root_path:
             scope["root_path"] = self._root_path
         is_http = scope["type"] == "http"
-        context = context_from_headers(_headers(scope))
+        headers = _headers(scope)
+        context = context_from_headers(headers)
         request_id = context.request_id or ""
 
         async def labelled(message: Message) -> None:
@@ -162,12 +175,25 @@ class _RequestMiddleware:
             await send(message)
 
         request = context if is_http else None
-        with answering(self._served, request, request_id), self._metrics.counting(scope) as count:
-            await self._app(scope, receive, count(labelled))
+        before = FILES_URL.set(_files_url(scope, headers, self._root_path))
+        try:
+            with answering(self._served, request, request_id), self._metrics.counting(scope) as count:
+                await self._app(scope, receive, count(labelled))
+        finally:
+            FILES_URL.reset(before)
 
 
 def _headers(scope: Scope) -> dict[str, str]:
     return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def _files_url(scope: Scope, headers: Mapping[str, str], root_path: str) -> Optional[str]:
+    """Give the URL of the store of files as whoever asks here can reach it; None if that cannot be known."""
+    host = headers.get("host", "")
+    if not _HOST.fullmatch(host):
+        return FILES_URL.get()
+    scheme = "https" if scope["scheme"] in {"https", "wss"} else "http"
+    return f"{scheme}://{host}{root_path}{FILES_PATH}"
 
 
 async def _hints(app: BaseServable) -> bytes:

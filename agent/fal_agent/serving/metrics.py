@@ -70,11 +70,11 @@ class Metrics:
         return "\n".join(lines) + "\n"
 
 
-def metrics_application(application: Any) -> Starlette:
-    """Give the ASGI application that answers `GET /metrics` for one made by `build_application`."""
+def metrics_application(counts: Metrics) -> Starlette:
+    """Give the ASGI application that answers `GET /metrics`."""
 
     async def metrics(_request: Request) -> Response:
-        return Response(application.state.metrics.text() + _of_the_app(), media_type=_CONTENT_TYPE)
+        return Response(counts.text() + _of_the_app(), media_type=_CONTENT_TYPE)
 
     return Starlette(routes=[Route("/metrics", metrics)])
 

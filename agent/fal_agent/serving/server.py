@@ -2,7 +2,8 @@
 
 Runs in the process that serves an app. The order is always: the address is bound, `setup`, requests,
 `handle_exit`, the requests in flight are answered, `teardown`. Nobody can connect before `setup` is done;
-if it fails, nobody ever can, and its error is raised.
+if it fails, nobody ever can, and its error is raised. An app that is put in another one's place goes through
+the same, and no request is lost over it.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
-import anyio.to_thread
 import uvicorn
 
 from fal_agent.errors import FalServerlessError
-from fal_agent.serving.failures import report
-from fal_agent.serving.http import build_application
 from fal_agent.serving.metrics import metrics_application
+from fal_agent.serving.tenancy import Tenancy
 
 if TYPE_CHECKING:
+    import concurrent.futures
     from collections.abc import AsyncIterator, Callable, Iterator
     from types import FrameType
+
+    from starlette.types import ASGIApp
 
     from fal_agent.runtime.app import BaseServable
 
@@ -35,6 +37,10 @@ __all__ = ["AppServer", "bind_port", "bind_socket", "quiet_config"]
 LOOPBACK = "127.0.0.1"
 KEEP_ALIVE = 300  # seconds that a connection without requests stays open
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def _identity(application: ASGIApp) -> ASGIApp:
+    return application
 
 
 class AppServer:
@@ -46,6 +52,7 @@ class AppServer:
         on_ready: called in the serving thread once requests are accepted.
         drain_seconds: requests in flight are cancelled after so long; None: they are waited for.
         metrics_listener: a bound socket that `/metrics` is served on; None: it is not served.
+        wrap: puts layers around the application; they stay when the app is swapped.
 
     Attributes:
         is_ready: whether requests were accepted at some time.
@@ -62,19 +69,19 @@ class AppServer:
         on_ready: Optional[Callable[[], None]] = None,
         drain_seconds: Optional[float] = None,
         metrics_listener: Optional[socket.socket] = None,
+        wrap: Callable[[ASGIApp], ASGIApp] = _identity,
     ) -> None:
         self.is_ready = False
         self._metrics_listener = metrics_listener
-        self._app, self._listener, self._on_ready = app, listener, on_ready
+        self._listener, self._on_ready = listener, on_ready
         name = listener.getsockname() if listener.family == socket.AF_UNIX else ""
         self._path = Path(name) if isinstance(name, str) and name else None
-        self._application = build_application(app)
-        config = quiet_config(self._application)
+        self._tenancy = Tenancy(app, drain_seconds)
+        config = quiet_config(wrap(self._tenancy.application))
         config.timeout_keep_alive = KEEP_ALIVE
         config.timeout_graceful_shutdown = drain_seconds  # type: ignore[assignment] # seconds; whole or not
         self._uvicorn = _Uvicorn(config, self._became_ready)
         self._signals: list[int] = []
-        self._was_told = False
 
     def run(self) -> None:
         """Serve until `stop()` is called or, on the main thread, until SIGTERM or SIGINT arrives.
@@ -96,17 +103,30 @@ class AppServer:
 
     def stop(self) -> None:
         """End serving, from any thread: as SIGTERM does, first telling the app. Returns at once."""
-        self._tell_app()
+        if self.is_ready:
+            self._tenancy.tell()
         self._uvicorn.should_exit = True
+
+    def swap(self, app: BaseServable) -> concurrent.futures.Future[None]:
+        """Put another app in the place of the one that is served, from any thread. Returns at once.
+
+        The new app is set up while the old one answers, in a thread if its `setup` is not `async`. Then it gets
+        all new requests; the old one has its `handle_exit` called, answers what it had begun (cancelled
+        after `drain_seconds`; so are websockets), and is torn down.
+
+        Returns:
+            A future that is done when the old app is torn down. Its error is what the new app's making or
+            `setup` raised, and the old one stays; or what the old one's `teardown` raised, and the new one
+            serves; or a FalServerlessError, if nothing is being served or serving ends before.
+        """
+        return self._tenancy.swap(app)
 
     def hurry(self) -> None:
         """Do not wait for the requests in flight any longer; from any thread."""
         self._uvicorn.force_exit = True
 
     async def _serve(self) -> None:
-        threads = anyio.to_thread.current_default_thread_limiter()
-        threads.total_tokens = max(threads.total_tokens, getattr(self._app, "max_multiplexing", None) or 0)
-        async with self._application.router.lifespan_context(self._application), self._metrics():
+        async with self._tenancy.lasting(lambda: self._uvicorn.force_exit), self._metrics():
             await self._uvicorn.serve(sockets=[self._listener])
 
     @contextlib.asynccontextmanager
@@ -114,7 +134,7 @@ class AppServer:
         if self._metrics_listener is None:
             yield
             return
-        server = _Uvicorn(quiet_config(metrics_application(self._application)), lambda: None)
+        server = _Uvicorn(quiet_config(metrics_application(self._tenancy.metrics)), lambda: None)
         task = asyncio.create_task(server.serve(sockets=[self._metrics_listener]))
         try:
             yield
@@ -124,17 +144,9 @@ class AppServer:
 
     def _became_ready(self) -> None:
         self.is_ready = True
+        self._tenancy.open()
         if self._on_ready is not None:
             self._on_ready()
-
-    def _tell_app(self) -> None:
-        if self._was_told or not self.is_ready:
-            return
-        self._was_told = True  # no lock: a signal handler must not wait for what it interrupted
-        try:
-            self._app.handle_exit()
-        except Exception as error:  # noqa: BLE001 - reported; the exit goes on
-            report(error, f"{type(self._app).__name__}.handle_exit()")
 
     @contextlib.contextmanager
     def _catching_signals(self) -> Iterator[None]:
