@@ -220,8 +220,9 @@ class _Connection:
         self._is_reading = True
         try:
             requests.start()
-        except RuntimeError as error:
+        except RuntimeError as error:  # this process may have no more threads
             self._say_unavailable(error)
+            self._drain()
             return
         try:
             if self._copy_answers(stream):

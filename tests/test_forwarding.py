@@ -452,6 +452,25 @@ def test_a_bug_in_dialling_is_answered_and_not_hidden(
     assert isinstance(raised[0], ZeroDivisionError)
 
 
+@pytest.mark.parametrize("which", ["answers", "requests"])
+def test_a_process_without_another_thread_says_so(
+    peer: Peer, forward: Callable[..., Forwarder], monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    forwarder = forward(peer.dial)
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.endswith(which):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    answer = httpx.get(forwarder.url, timeout=20)
+
+    assert (answer.status_code, answer.json()) == (503, {"detail": "can't start new thread"})
+    until(lambda: forwarder.connections == 0)
+
+
 def test_a_request_waits_while_the_app_starts(backend: Backend, forward: Callable[..., Forwarder]) -> None:
     started, asked = threading.Event(), threading.Event()
 

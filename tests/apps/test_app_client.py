@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import queue
+import sys
 import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from pydantic import BaseModel, Field
 from support.raw_server import RawServer
 
 import fal_notebook as fal
+from fal_agent.runtime.routes import RouteSignature, mark
 from fal_notebook import app_client
 from fal_notebook.app_client import AppClient, LogPrinter, wait_until_healthy
 from fal_notebook.exceptions import AppClientError, AppException, CallTimeoutError
@@ -262,6 +265,30 @@ def test_a_raw_websocket_is_a_connection(spawned: list[Spawned]) -> None:
         connection.send("two")
 
         assert connection.recv() == "twotwo"
+
+
+def test_a_realtime_endpoint_is_a_connection_with_the_endpoints_codecs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[dict[str, Any]] = []
+    stand_in = SimpleNamespace(connect_realtime=lambda url, **options: made.append({"url": url, **options}))
+    monkeypatch.setitem(sys.modules, "fal_notebook.realtime_client", stand_in)
+
+    class Live(fal.App):
+        def live(self, value: dict[str, Any]) -> dict[str, Any]:
+            return value
+
+        mark(
+            live,
+            RouteSignature("/live", is_websocket=True, realtime_mode="unary", encode_message=json.dumps),
+        )
+
+    client = AppClient(Live, "http://127.0.0.1:1", headers={"x-test": "yes"})
+    client.live()
+    client.live(decode_message=json.loads)
+
+    address = {"url": "ws://127.0.0.1:1/live", "headers": {"x-test": "yes"}, "encode_message": json.dumps}
+    assert made == [{**address, "decode_message": None}, {**address, "decode_message": json.loads}]
 
 
 def test_an_error_of_the_app_is_raised_after_its_log(

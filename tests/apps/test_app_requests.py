@@ -8,6 +8,7 @@ import datetime as dt
 import math
 import os
 import socket
+import subprocess
 import sys
 import threading
 import types
@@ -351,3 +352,16 @@ def test_a_realtime_connection_is_opened_where_the_app_is_and_closed(
     address = f"ws://127.0.0.1:{worker.url.rsplit(':')[-1]}/realtime"
     headers = {"x-test": "yes", "x-mine": "too"}
     assert made == [{"url": address, "headers": headers, "encode_message": repr}]
+
+
+# ---------------------------------------------------------------- imports
+
+
+def test_nothing_heavy_is_imported_before_the_first_use() -> None:
+    heavy = ["httpx", "pydantic", "starlette", "fastapi", "uvicorn", "websockets", "paramiko"]
+    modules = "fal_notebook.app_requests, fal_notebook.app_client, fal_notebook.forwarding"
+    code = f"import sys, {modules}; print(*[name for name in {heavy!r} if name in sys.modules])"
+
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert loaded.split() == []
