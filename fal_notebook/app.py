@@ -5,6 +5,7 @@ Runs in the notebook and in workers; the names are defined elsewhere.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fal_agent.errors import AppClientError
@@ -13,16 +14,17 @@ from fal_agent.runtime.requests import RequestContext
 
 if TYPE_CHECKING:
     from fal_notebook.app_client import AppClient
+    from fal_notebook.spawned import AppSpawnInfo
 
-__all__ = ["App", "AppClient", "AppClientError", "RequestContext"]
+__all__ = ["App", "AppClient", "AppClientError", "AppSpawnInfo", "RequestContext"]
+
+_ELSEWHERE = {"AppClient": "fal_notebook.app_client", "AppSpawnInfo": "fal_notebook.spawned"}
 
 
 def __getattr__(name: str) -> Any:
-    if name != "AppClient":  # which workers do not need
+    if name not in _ELSEWHERE:  # those that workers do not need
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from fal_notebook.app_client import AppClient
-
-    return AppClient
+    return getattr(import_module(_ELSEWHERE[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -17,6 +17,8 @@ import uvicorn
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from starlette.types import ASGIApp
+
     from fal_agent.serving.gateway import Gateway
 
 __all__ = ["serve_gateway"]
@@ -26,7 +28,12 @@ _KEEP_ALIVE = 300  # seconds that a client's connection without requests stays o
 
 
 async def serve_gateway(
-    gateway: Gateway, listener: socket.socket, stop: asyncio.Event, *, drain_seconds: Optional[int] = None
+    gateway: Gateway,
+    listener: socket.socket,
+    stop: asyncio.Event,
+    *,
+    application: Optional[ASGIApp] = None,
+    drain_seconds: Optional[int] = None,
 ) -> None:
     """Serve until told to stop, and then until nothing is in flight or in line any more.
 
@@ -36,11 +43,12 @@ async def serve_gateway(
         gateway: what to serve; it is closed at the end.
         listener: a bound socket; it is closed at the end, and its file removed.
         stop: set to end serving.
+        application: the gateway with other layers around it, if there are any.
         drain_seconds: requests are cancelled after so long; None: they are waited for.
     """
     file = _file_of(listener)
     config = uvicorn.Config(
-        gateway,
+        gateway if application is None else application,
         lifespan="off",
         log_config=None,
         log_level="error",

@@ -71,7 +71,7 @@ class GuardPolicy:
     def accepts(self, secret: str) -> bool:
         """Say whether a credential is among those accepted; takes as long whichever it is."""
         given = digest_of(secret)
-        return any([hmac.compare_digest(given, known) for known in self.secrets])
+        return sum(hmac.compare_digest(given, known) for known in self.secrets) > 0
 
 
 class Guard:
@@ -113,14 +113,14 @@ class Guard:
     def _is_agent(self, scope: Scope) -> bool:
         given = header_values(scope, AGENT_HEADER.encode())
         known = self._agent
-        return known is not None and any([hmac.compare_digest(digest_of(one), known) for one in given])
+        return known is not None and any(hmac.compare_digest(digest_of(one), known) for one in given)
 
     async def _if_local(self, scope: Scope, receive: Receive, send: Send) -> None:
         reason = _why_not_local(scope)
         if reason is None:
             await self._application(scope, receive, send)
         else:
-            await refuse(scope, receive, send, 403, f"{reason}. {_LIFTED}")
+            await refuse(scope, receive, send, status=403, detail=f"{reason}. {_LIFTED}")
 
     async def _if_key(self, policy: GuardPolicy, scope: Scope, receive: Receive, send: Send) -> None:
         for value in header_values(scope, b"authorization"):
@@ -132,14 +132,16 @@ class Guard:
         detail = (
             "This app is private: send the header `Authorization: Key <id>:<secret>` with a key it knows."
         )
-        await refuse_any_origin(scope, receive, send, 401, detail, [("WWW-Authenticate", "Key")])
+        await refuse_any_origin(
+            scope, receive, send, status=401, detail=detail, headers=[("WWW-Authenticate", "Key")]
+        )
 
     async def _if_token(self, policy: GuardPolicy, scope: Scope, receive: Receive, send: Send) -> None:
         token = _take_from_query(policy, scope)
         if token is not None:
             await self._application(scope, receive, _remembering(token, scope, send))
             return
-        if any([policy.accepts(value) for value in header_values(scope, TOKEN_HEADER.encode())]):
+        if any(policy.accepts(value) for value in header_values(scope, TOKEN_HEADER.encode())):
             scope["headers"] = _without_header(scope, TOKEN_HEADER)
             await self._application(scope, receive, send)
             return
@@ -151,7 +153,9 @@ class Guard:
             "This app is shared with those who have its token: add ?token=<token> to the address, or send it "
             "in the header x-fal-token."
         )
-        await refuse_any_origin(scope, receive, send, 401, detail, [("WWW-Authenticate", "Token")])
+        await refuse_any_origin(
+            scope, receive, send, status=401, detail=detail, headers=[("WWW-Authenticate", "Token")]
+        )
 
 
 # ---------------------------------------------------------------- from this machine
@@ -260,7 +264,7 @@ def _has_cookie(policy: GuardPolicy, scope: Scope) -> bool:
             name, _, value = part.strip().partition("=")
             if name.startswith(TOKEN_COOKIE):
                 given.append(unquote(value))
-    return any([policy.accepts(value) for value in given])
+    return any(policy.accepts(value) for value in given)
 
 
 def _without_token_cookies(scope: Scope) -> list[tuple[bytes, bytes]]:

@@ -44,8 +44,8 @@ class Limits:
             number. Files of the store are not the app's work: they neither wait nor time out.
         on_activity: called with the number of requests and websockets, those that wait included, when it
             changes; must be quick and not raise.
-        on_unwell: called with `ANSWERED_503` or `CHECK_ASKED` when an answer or a request says that the runner
-            may be in a bad state; must be quick and not raise.
+        on_unwell: called with `ANSWERED_503` or `CHECK_ASKED` when an answer or a request says that the
+            runner may be in a bad state; must be quick and not raise.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Limits:
             await self._application(scope, receive, send)
             return
         outgoing = _Outgoing(send)
-        task = asyncio.create_task(self._application(scope, receive, outgoing.send))  # type: ignore[arg-type] # a coroutine
+        task = asyncio.ensure_future(self._application(scope, receive, outgoing.send))
         try:
             await asyncio.wait({task}, timeout=seconds)
             if outgoing.is_whole:
@@ -133,7 +133,7 @@ class Limits:
         if outgoing.has_begun:
             # Only a broken connection tells the caller that the answer is not whole.
             raise _AnswerCutError(f"the answer to {scope['path']} was cut off after {seconds:g} s")
-        await refuse_any_origin(scope, receive, send, 504, detail)
+        await refuse_any_origin(scope, receive, send, status=504, detail=detail)
 
     def _abandon(self, task: asyncio.Task[None], what: str) -> None:
         def over(_: asyncio.Task[None]) -> None:

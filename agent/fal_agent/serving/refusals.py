@@ -25,6 +25,7 @@ async def refuse(
     scope: Scope,
     receive: Receive,
     send: Send,
+    *,
     status: int,
     detail: str,
     headers: Iterable[tuple[str, str]] = (),
@@ -43,6 +44,7 @@ async def refuse_any_origin(
     scope: Scope,
     receive: Receive,
     send: Send,
+    *,
     status: int,
     detail: str,
     headers: Iterable[tuple[str, str]] = (),
@@ -55,7 +57,7 @@ async def refuse_any_origin(
             ("Access-Control-Allow-Credentials", "true"),
             ("Vary", "Origin"),
         ]
-    await refuse(scope, receive, send, status, detail, shared)
+    await refuse(scope, receive, send, status=status, detail=detail, headers=shared)
 
 
 def header_values(scope: Scope, name: bytes) -> list[str]:

@@ -110,8 +110,8 @@ class AppServer:
     def swap(self, app: BaseServable) -> concurrent.futures.Future[None]:
         """Put another app in the place of the one that is served, from any thread. Returns at once.
 
-        The new app is set up while the old one answers, in a thread if its `setup` is not `async`. Then it gets
-        all new requests; the old one has its `handle_exit` called, answers what it had begun (cancelled
+        The new app is set up while the old one answers, in a thread if its `setup` is not `async`. Then it
+        gets all new requests; the old one has its `handle_exit` called, answers what it had begun (cancelled
         after `drain_seconds`; so are websockets), and is torn down.
 
         Returns:

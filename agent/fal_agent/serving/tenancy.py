@@ -90,7 +90,7 @@ class Tenancy:
 
     async def _swap(self, app: BaseServable) -> None:
         task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - for the type checker: a coroutine runs in a task
+        assert task is not None
         self._swaps.add(task)
         task.add_done_callback(self._swaps.discard)
         self._beginning.add(task)
@@ -138,7 +138,8 @@ class Tenancy:
 
 def _not_serving(app: BaseServable) -> FalServerlessError:
     return FalServerlessError(
-        f"{type(app).__name__} cannot take over: the server is not serving, or has begun to end. Spawn it anew."
+        f"{type(app).__name__} cannot take over: the server is not serving, or has begun to end. "
+        "Spawn it anew."
     )
 
 

@@ -70,7 +70,7 @@ class GatewayRunner:
         guarded = Guard(self._gateway, policy, agent_secret=self._serve.agent_secret)
         listener = bind_socket(self._serve.path)
         self._call.serving()
-        await serve_gateway(guarded, listener, stop)
+        await serve_gateway(self._gateway, listener, stop, application=guarded)
 
     def _set_runners(self) -> None:
         from fal_agent.serving.gateway import RunnerAddress
