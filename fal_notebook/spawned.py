@@ -28,6 +28,8 @@ __all__ = ["AppSpawnInfo", "LogEntry", "local_url"]
 
 _ADDRESS_TIMEOUT = 600.0  # seconds to wait for a runner, unless the app's startup_timeout is longer
 _STOP_SECONDS = 10.0  # beyond the app's grace, in which a stop is over
+_ANSWER_SECONDS = 10.0  # beyond its patience, in which the agent answers
+_TRIES = 4  # to reach runners that go away
 _KEPT_LOGS = 10_000  # entries that wait for somebody to take them from `logs`
 
 
@@ -230,21 +232,28 @@ class _Dialler:
         Raises:
             FalServerlessError: the app has ended, or no runner is ready in time.
             HostError: the host cannot be reached.
-            OSError: the runner went away at this very moment.
         """
         client = self._host.connect()  # type: ignore[attr-defined] # a host that serves apps has an agent
-        path = self._path
-        if path is not None:
+        for _ in range(_TRIES):
+            path = self._path or self._ask()
             try:
-                return client.dial(path)  # type: ignore[no-any-return]
+                stream: ByteStream = client.dial(path)
             except OSError:  # that runner has gone
                 self._path = None
-        self._path = str(
-            self._host.ask(
-                "app_address", name=self._name, patience=self._patience, timeout=self._patience + 10
-            )
+            else:
+                self._path = path
+                return stream
+        raise FalServerlessError(
+            f"runners of {self._name!r} on {self._host.name!r} go away as soon as they are there; see its log"
         )
-        return client.dial(self._path)  # type: ignore[no-any-return]
+
+    def _ask(self) -> str:
+        """Ask the agent for the socket of a runner; it answers when there is one."""
+        patience = self._patience
+        answer = self._host.ask(
+            "app_address", name=self._name, patience=patience, timeout=patience + _ANSWER_SECONDS
+        )
+        return str(answer)
 
 
 _forwarders: dict[tuple[str, str], Forwarder] = {}  # by host and app: a new version keeps the URL

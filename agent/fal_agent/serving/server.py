@@ -21,6 +21,7 @@ import uvicorn
 
 from fal_agent.errors import FalServerlessError
 from fal_agent.serving.metrics import metrics_application
+from fal_agent.serving.realtime import SERVER_OPTIONS
 from fal_agent.serving.tenancy import Tenancy
 
 if TYPE_CHECKING:
@@ -208,6 +209,7 @@ def quiet_config(application: Any) -> uvicorn.Config:
         log_level="error",
         access_log=False,
         server_header=False,
+        **SERVER_OPTIONS,
     )
 
 

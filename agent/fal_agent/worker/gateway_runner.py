@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["GatewayRunner"]
 
+_BACKLOG = 2048  # connections that may wait to be accepted
+
 
 class GatewayRunner:
     """What spreads an app's requests over its runners.
@@ -69,6 +71,7 @@ class GatewayRunner:
         policy = GuardPolicy(app.auth, frozenset(app.secrets))
         guarded = Guard(self._gateway, policy, agent_secret=self._serve.agent_secret)
         listener = bind_socket(self._serve.path)
+        listener.listen(_BACKLOG)
         self._call.serving()
         await serve_gateway(self._gateway, listener, stop, application=guarded)
 
