@@ -85,6 +85,25 @@ def test_the_notebook_about_ssh_runs_on_an_ssh_host(tmp_path: Path, gpu_box: Non
     assert "('de', 0." in text
 
 
+@pytest.mark.parametrize(
+    ("name", "host", "shown"),
+    [
+        ("app_image", "local", ["422 Input should be a valid integer", "digits ready", "'stopped'"]),
+        ("app_image", "gpu-box", ["422 Input should be a valid integer", "digits ready", "'stopped'"]),
+        ("app_realtime", "gpu-box", ["fr Tous les", "fewer batches than texts: True", "'stopped'"]),
+        ("app_ocr", "local", ["read letter by letter: True", "'stopped'"]),
+    ],
+)
+def test_the_notebooks_of_apps_run(
+    name: str, host: str, shown: list[str], tmp_path: Path, gpu_box: None
+) -> None:
+    path = ROOT / "notebooks" / f"{name}.ipynb"
+
+    text = text_of(execute(path, tmp_path / path.name, replace={"HOST": host}))
+
+    assert [words for words in shown if words not in text] == []
+
+
 def check_quickstart(notebook: Any, written: Path) -> None:
     """What the quickstart must have shown, wherever it ran."""
     text = text_of(notebook)

@@ -41,6 +41,7 @@ class AppCard:
     def __init__(self, info: Any) -> None:
         self._info = info
         self._lines: deque[str] = deque(maxlen=_TAIL)
+        self._built: set[str] = set()  # lines that the building of the environment gave
         self._phase = ""
         self._lock = threading.RLock()
         self._board: Any = None
@@ -52,11 +53,16 @@ class AppCard:
         event = received.event
         with self._lock:
             if isinstance(event, Log):
-                self._lines.extend(bytes(received.data[0]).decode("utf-8", "replace").splitlines())
+                lines = bytes(received.data[0]).decode("utf-8", "replace").splitlines()
+                self._lines.extend(lines)
+                if event.source == "builder":  # told while it builds, and of no interest afterwards
+                    self._built.update(lines)
             elif isinstance(event, Stage):
                 self._phase = f"{event.phase} {event.text}".strip()
             elif isinstance(event, Serving):
                 self._phase = ""
+                self._lines = deque((line for line in self._lines if line not in self._built), maxlen=_TAIL)
+                self._built.clear()
             elif isinstance(event, (Result, Failure)):
                 self._phase = event.message if isinstance(event, Failure) else ""
             if self._board is not None:
@@ -94,13 +100,7 @@ class AppCard:
                 f"<b>{html.escape(info.name)}</b> on {html.escape(info.host.name)} · "
                 f'<span style="color:{colour}">{html.escape(info.state)}</span>'
                 f'<span style="color:#777">{html.escape(phase)}</span><br>'
-                f'<a href="{link}/docs" target="_blank">{link}</a>'
-                + (
-                    f'<pre style="margin:4px 0 0 0; max-height:16em; overflow:auto">{log}</pre>'
-                    if log
-                    else ""
-                )
-                + "</div>"
+                f'<a href="{link}" target="_blank">{html.escape(info.url)}</a>{log}</div>'
             ),
         }
 

@@ -64,7 +64,7 @@ def test_an_app_goes_on_without_its_notebook_and_is_stopped_from_another(
     assert httpx.post(info.url, timeout=30).json() == pid
     info.stop()
     until(lambda: not is_alive(pid))
-    assert apps(host) == {}
+    until(lambda: apps(host) == {})
     nothing_is_left()
 
 
