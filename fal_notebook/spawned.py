@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from fal_agent.errors import FalServerlessError
+from fal_agent.errors import AppClientError, FalServerlessError
 from fal_agent.wire import AppSpec, Failure, Log, Result, Serving, Stage
 from fal_notebook.display import apps as app_display
 from fal_notebook.forwarding import Forwarder
@@ -28,6 +28,7 @@ __all__ = ["AppSpawnInfo", "LogEntry", "local_url"]
 
 _ADDRESS_TIMEOUT = 600.0  # seconds to wait for a runner, unless the app's startup_timeout is longer
 _STOP_SECONDS = 10.0  # beyond the app's grace, in which a stop is over
+_NO_ANSWER = 504  # the status of an error about an answer that did not come
 _ANSWER_SECONDS = 10.0  # beyond its patience, in which the agent answers
 _TRIES = 4  # to reach runners that go away
 _KEPT_LOGS = 10_000  # entries that wait for somebody to take them from `logs`
@@ -74,6 +75,7 @@ class AppSpawnInfo:
         self.stream = _Stream(self)
         self.future: Run
         self._spec, self._token = spec, token
+        self._decided = threading.Event()  # whether this version serves, or will not
         self._patience = max(_ADDRESS_TIMEOUT, startup_timeout or 0.0)
         self._face = app_display.card(self)
 
@@ -107,10 +109,18 @@ class AppSpawnInfo:
         """
         from fal_notebook.app_client import wait_until_healthy
 
+        began = time.monotonic()
+        if not self._decided.wait(startup_timeout):  # a version before this one may be serving meanwhile
+            raise AppClientError(
+                f"{self.name!r} on {self.host.name!r} was not ready within {startup_timeout:g} s. "
+                "Look at its logs, or give it more time with startup_timeout",
+                _NO_ANSWER,
+            )
+        left = max(0.0, startup_timeout - (time.monotonic() - began))
         wait_until_healthy(
             self.url,
             health_request_timeout=health_request_timeout,
-            startup_timeout=startup_timeout,
+            startup_timeout=left,
             health_check_interval=health_check_interval,
             headers={**self.headers, **(headers or {})},
             problem=self._problem,
@@ -169,12 +179,15 @@ class AppSpawnInfo:
             self._log(event, bytes(received.data[0]).decode("utf-8", "replace"))
         elif isinstance(event, Serving):
             self.state = "ready"
+            self._decided.set()
         elif isinstance(event, Result):
             self.state = "stopped"
         elif isinstance(event, Failure):
             self.state = "stopped" if event.kind in ("cancelled", "interrupted") else "failed"
         elif isinstance(event, Stage) and event.phase == "serve":
             self._keep(LogEntry(event.text + "\n", "INFO", "BRIDGE", event.sent_at))
+        if isinstance(event, (Result, Failure)):
+            self._decided.set()
         self._face.take(received)
 
     def _log(self, event: Log, text: str) -> None:

@@ -347,6 +347,20 @@ def test_a_private_app_wants_the_key(spawn: Callable[..., Any], monkeypatch: pyt
     assert httpx.post(info.url, json={"name": "x"}, headers=wrong).status_code == 401
 
 
+def test_a_new_version_in_the_same_process_brings_its_own_rules(
+    spawn: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAL_KEY", "me:secret")
+    name = f"closed-{os.getpid()}"
+    first = spawn(make(name=name))
+    before = where(first)
+    second = spawn(make(name=name, app_auth="private", request_timeout=0.5))
+
+    assert httpx.post(second.url, json={"name": "x"}).status_code == 401
+    assert where(second)["pid"] == before["pid"]
+    assert post(second, "/sleep", json={"seconds": 30}).status_code == 504
+
+
 def test_a_shared_app_wants_the_token_of_its_link(spawn: Callable[..., Any]) -> None:
     info = spawn(make(app_auth="shared"))
 

@@ -18,7 +18,7 @@ from fal_agent.errors import FalServerlessError
 from fal_agent.server.gateway import GatewayRun
 from fal_agent.server.runner import Runner, SwapRun
 from fal_agent.server.scaling import most_runners, wanted_runners
-from fal_agent.wire import Failure, Result, Serve
+from fal_agent.wire import Failure, Result, Serve, Serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -125,6 +125,7 @@ class App:
             old.runners.remove(runner)
             runner.serve_for(self.run, on_change=self._runner_changed, on_end=self._runner_ended)
             self.runners.append(runner)
+            self.run.emit(Serving(self.run.run_id, sent_at=time.time()))
             self._look()
 
         assert runner.worker is not None

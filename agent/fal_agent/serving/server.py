@@ -108,19 +108,25 @@ class AppServer:
             self._tenancy.tell()
         self._uvicorn.should_exit = True
 
-    def swap(self, app: BaseServable) -> concurrent.futures.Future[None]:
+    def swap(
+        self, app: BaseServable, *, on_current: Callable[[], None] = lambda: None
+    ) -> concurrent.futures.Future[None]:
         """Put another app in the place of the one that is served, from any thread. Returns at once.
 
         The new app is set up while the old one answers, in a thread if its `setup` is not `async`. Then it
         gets all new requests; the old one has its `handle_exit` called, answers what it had begun (cancelled
         after `drain_seconds`; so are websockets), and is torn down.
 
+        Args:
+            app: the new one; it is not set up yet.
+            on_current: called on the event loop at the moment when new requests begin to go to it.
+
         Returns:
             A future that is done when the old app is torn down. Its error is what the new app's making or
             `setup` raised, and the old one stays; or what the old one's `teardown` raised, and the new one
             serves; or a FalServerlessError, if nothing is being served or serving ends before.
         """
-        return self._tenancy.swap(app)
+        return self._tenancy.swap(app, on_current)
 
     def hurry(self) -> None:
         """Do not wait for the requests in flight any longer; from any thread."""

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["Tenancy"]
 
 
+def _nothing() -> None:
+    return None
+
+
 class Tenancy:
     """The current app of a server, and those before it that have not ended.
 
@@ -79,16 +83,18 @@ class Tenancy:
         self._is_ending = True
         self._current.tell()
 
-    def swap(self, app: BaseServable) -> concurrent.futures.Future[None]:
+    def swap(
+        self, app: BaseServable, on_current: Callable[[], None] = _nothing
+    ) -> concurrent.futures.Future[None]:
         """Put an app in place of the current one; see `AppServer.swap`."""
         with self._gate:
             if self._loop is not None and not self._is_ending:
-                return asyncio.run_coroutine_threadsafe(self._swap(app), self._loop)
+                return asyncio.run_coroutine_threadsafe(self._swap(app, on_current), self._loop)
         refused: concurrent.futures.Future[None] = concurrent.futures.Future()
         refused.set_exception(_not_serving(app))
         return refused
 
-    async def _swap(self, app: BaseServable) -> None:
+    async def _swap(self, app: BaseServable, on_current: Callable[[], None]) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._swaps.add(task)
@@ -99,6 +105,7 @@ class Tenancy:
                 new = await self._begun(app)
                 old, self._current = self._current, new
                 emptied = self.application.swap(new.application, patience=self._drain_seconds)
+                on_current()
         except (asyncio.CancelledError, SystemExit, KeyboardInterrupt) as error:
             if isinstance(error, asyncio.CancelledError) and not self._is_ending:
                 raise  # whoever has the future changed their mind

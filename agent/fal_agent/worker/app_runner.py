@@ -8,15 +8,18 @@ loaded into the running server, and meets what was cached there.
 from __future__ import annotations
 
 import asyncio
+import math
+import threading
 from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent.wire import Activity, Unwell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
 
     from fal_agent.framing import Buffer
-    from fal_agent.wire import Message, Serve
+    from fal_agent.wire import AppSpec, Message, Serve
     from fal_agent.worker.context import CallContext
 
 __all__ = ["AppRunner"]
@@ -38,6 +41,8 @@ class AppRunner:
     ) -> None:
         self._call, self._serve, self._tell = call, serve, tell
         self._server: Any = None
+        self._guard: Any = None
+        self._limits: Any = None
         self._in_flight = 0
         self._reported: Optional[bool] = None
         self._is_reporting = False
@@ -54,33 +59,64 @@ class AppRunner:
             cls(_allow_init=True),
             bind_socket(self._serve.path),
             on_ready=self._call.serving,
+            drain_seconds=math.ceil(self._serve.app.grace),
             wrap=self._wrap,
         )
         self._server.run()
 
-    def swap(self, cls: type) -> None:
+    def swap(self, cls: type, serve: Serve) -> None:
         """Let another version of the app answer from now on; waits until it does.
+
+        What the version before had begun is finished, and it is torn down, after this has returned.
+
+        Args:
+            cls: the new version.
+            serve: who may use it, and its limits.
 
         Raises:
             BaseException: what its `setup` raised; the version before goes on then.
         """
-        self._server.swap(cls(_allow_init=True)).result()
+        is_current, is_decided = threading.Event(), threading.Event()
+
+        def became_current() -> None:
+            self._set_rules(serve.app)
+            is_current.set()
+            is_decided.set()
+
+        def ended(done: Future[None]) -> None:
+            is_decided.set()
+            error = done.exception()
+            if is_current.is_set() and error is not None:
+                from fal_agent.serving.failures import report
+
+                report(error, "teardown() of the version before")
+
+        done = self._server.swap(cls(_allow_init=True), on_current=became_current)
+        done.add_done_callback(ended)
+        is_decided.wait()
+        if not is_current.is_set():
+            done.result()
 
     def _wrap(self, application: Any) -> Any:
         """Put around the app what decides who may come in, and how many."""
-        from fal_agent.serving.guard import Guard, GuardPolicy
+        from fal_agent.serving.guard import Guard
         from fal_agent.serving.limits import Limits
 
         app = self._serve.app
-        limited = Limits(
+        self._limits = Limits(
             application,
             request_timeout=app.request_timeout,
             multiplexing=app.multiplexing,
             on_activity=self._on_activity,
             on_unwell=self._on_unwell,
         )
-        policy = GuardPolicy(app.auth, frozenset(app.secrets))
-        return Guard(limited, policy, agent_secret=self._serve.agent_secret)
+        self._guard = Guard(self._limits, _policy(app), agent_secret=self._serve.agent_secret)
+        return self._guard
+
+    def _set_rules(self, app: AppSpec) -> None:
+        """Let in whom a new version lets in, and as many; on the event loop."""
+        self._guard.policy = _policy(app)
+        self._limits.change(request_timeout=app.request_timeout, multiplexing=app.multiplexing)
 
     def _on_activity(self, in_flight: int) -> None:
         """Take note of the load, in the serving thread; the agent wants to know whether there is any."""
@@ -103,3 +139,9 @@ class AppRunner:
         from fal_agent.serving.limits import CHECK_ASKED
 
         self._tell(Unwell(self._call.run_id, "" if reason == CHECK_ASKED else reason), ())
+
+
+def _policy(app: AppSpec) -> Any:
+    from fal_agent.serving.guard import GuardPolicy
+
+    return GuardPolicy(app.auth, frozenset(app.secrets))

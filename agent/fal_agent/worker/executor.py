@@ -225,7 +225,8 @@ class Executor:
         try:
             assert self._app is not None
             cls, _ = self._shelf.function(call.task.function or "", None, reusable=False)
-            self._app.swap(cls)  # type: ignore[arg-type] # what came as an app is a class
+            assert call.task.serve is not None
+            self._app.swap(cls, call.task.serve)  # type: ignore[arg-type] # what came as an app is a class
         except BaseException as error:  # noqa: BLE001 - whatever the user's code raises is reported
             self._failure(call, error)()
         else:
