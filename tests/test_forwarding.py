@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 LARGE = 100  # MiB
 
 
+NAME = "the app"
+
+
 @pytest.fixture(scope="module")
 def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
     running = Backend(str(tmp_path_factory.mktemp("app") / "app.sock"))
@@ -38,7 +41,8 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
 
 
 def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("forward ")]
+    """Those of this module's forwarders; apps that other tests spawned have their own."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(f"forward {NAME}")]
 
 
 @pytest.fixture
@@ -47,7 +51,7 @@ def forward() -> Iterator[Callable[..., Forwarder]]:
     made: list[Forwarder] = []
 
     def make(dial: Callable[[], Any], **options: Any) -> Forwarder:
-        made.append(Forwarder(dial, name="the app", **options))
+        made.append(Forwarder(dial, name=NAME, **options))
         return made[-1]
 
     yield make

@@ -76,6 +76,8 @@ def _members(archive: Path) -> Iterator[tuple[str, BinaryIO]]:
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as opened:
             for entry in opened.infolist():
+                if not entry.filename:  # which `is_dir` of older Pythons cannot bear
+                    raise ValueError(f"{archive.name} is damaged: a file in it has no name")
                 kind = entry.external_attr >> 28  # of Unix; 0 where it was packed by something else
                 if not entry.is_dir() and kind in (0, 8):
                     with opened.open(entry) as source:
