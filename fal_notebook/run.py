@@ -348,22 +348,34 @@ def follow(run: Run, draw: Draw) -> Any:
     presses = 0
     while True:
         try:
-            received = run.receive()
-            event = received.event
-            if isinstance(event, (Result, Failure)):
-                break
-            if isinstance(event, Item):
-                run.dealt_with(received)
-                return Items(run, draw, read_already=received)
-            draw(received)
-            run.dealt_with(received)
-            run.acknowledge(received)
+            received = _draw_until_outcome(run, draw)
+            break
         except KeyboardInterrupt:
             presses += 1
             if presses > _PATIENCE:
                 raise
             (run.interrupt if presses == 1 else run.kill)()
+    event = received.event
+    if isinstance(event, Item):
+        run.dealt_with(received)
+        return Items(run, draw, read_already=received)
     draw(received)
     if presses and isinstance(event, Result) and not event.struck:
         raise KeyboardInterrupt
     return run.settle(received)
+
+
+def _draw_until_outcome(run: Run, draw: Draw) -> Received:
+    """Draw events up to the first item or the outcome, and give that.
+
+    The loop is not in `follow`, since an interrupt may come at the very jump back to its beginning, which
+    stands outside of any `try` in it: it would have left the call running on the host.
+    """
+    __tracebackhide__ = True
+    while True:
+        received = run.receive()
+        if isinstance(received.event, (Result, Failure, Item)):
+            return received
+        draw(received)
+        run.dealt_with(received)
+        run.acknowledge(received)

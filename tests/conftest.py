@@ -41,6 +41,11 @@ def _end_agent() -> None:
         host.close()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest file first: where files are shared out to processes, none should be left with it alone."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+
+
 def pytest_report_header() -> str:
     """Say which library is tested: the installed wheel, or the checkout."""
     import fal_notebook

@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from support.waiting import until
 from typer.testing import CliRunner
 
 import fal_notebook
@@ -171,6 +172,8 @@ def test_a_worker_is_shown_with_its_environment_and_stopped() -> None:
     def process_number() -> int:
         return os.getpid()
 
+    run("stop", "local")  # what other tests left
+    until(lambda: "no workers" in run("status", "local").output)
     number = process_number()
 
     shown, environments = run("status", "local").output, run("envs", "local").output
@@ -184,8 +187,4 @@ def test_a_worker_is_shown_with_its_environment_and_stopped() -> None:
 
     assert run("stop", "local", "--session", "nobody-has-this").output == "local: ended 0 workers\n"
     assert run("stop", "local").output == "local: ended 1 worker\n"
-    for _ in range(200):  # a worker is asked to end, then given time to
-        if "no workers" in (shown := run("status", "local").output):
-            break
-        time.sleep(0.05)
-    assert "no workers" in shown
+    until(lambda: "no workers" in run("status", "local").output)

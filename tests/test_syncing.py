@@ -26,6 +26,7 @@ def local(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "a.txt").write_text("a")
     (folder / "b.txt").write_text("b")
+    (folder / "new.txt").write_text(uuid.uuid4().hex)  # no test before has brought this
     return folder
 
 
@@ -159,7 +160,7 @@ def test_in_a_terminal_one_line_is_written_anew(
 
     def note(self: Any, text: str) -> None:
         draw(self, text)
-        if "of 2 bytes" in text:
+        if "of 34 bytes" in text:
             drawn.set()
 
     monkeypatch.setattr(syncing, "_is_live", lambda: True)
@@ -169,7 +170,7 @@ def test_in_a_terminal_one_line_is_written_anew(
     lines = capsys.readouterr().out.split("\n")
 
     assert lines[0] == "Syncing..."
-    assert "\rSyncing... 0 bytes of 2 bytes sent" in lines[1]
+    assert "\rSyncing... 0 bytes of 34 bytes sent" in lines[1]
     assert lines[1].rpartition("\r")[2].startswith("Done: /data/tests-")
     assert lines[2:] == [""]
 

@@ -172,6 +172,7 @@ def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         tarred(CONTENT)[:60],
         zipped({"a": b"", "a/b": b""}),
     ],
+    ids=["empty", "text", "cut zip", "cut tar", "short tar", "file and folder"],
 )
 def test_what_is_damaged_is_a_value_error(data: bytes, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"neither a zip nor a tar|is damaged|a file and a folder"):
