@@ -42,7 +42,7 @@ def _end_agent() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest file first: where files are shared out to processes, none should be left with it alone."""
+    """Put the longest file first: no process should be left alone with it at the end."""
     items.sort(key=lambda item: item.path.name != "test_notebooks.py")
 
 

@@ -6,8 +6,6 @@ import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from fal_agent.wire import Log, Result
 from fal_notebook import run as runs
 
@@ -22,7 +20,6 @@ class Scripted:
 
     def __init__(self) -> None:
         self.events = [SimpleNamespace(event=Log(run_id="r", stream="stdout", seq=n)) for n in (1, 2)]
-        self.outcome = SimpleNamespace(event=Result(run_id="r", seq=3))
         self.interrupted = self.received_outcome = self.began = False
 
     def receive(self) -> Any:
@@ -30,7 +27,7 @@ class Scripted:
         if self.events and not self.interrupted:
             return self.events[0]
         self.received_outcome = True
-        return SimpleNamespace(event=Result(run_id="r", seq=3, struck=True)) if self.interrupted else self.outcome
+        return SimpleNamespace(event=Result(run_id="r", seq=3, struck=self.interrupted))
 
     def dealt_with(self, received: Any) -> None:
         self.events.remove(received)
