@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from timing import Figures
 
-__all__ = ["TARGETS", "Target", "machine", "markdown", "write"]
+__all__ = ["APP_TARGETS", "TARGETS", "Target", "markdown", "write"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ def over(title: str, ours: str, theirs: str, limit: float) -> Target:
 def beyond(title: str, ours: str, theirs: str, limit: float) -> Target:
     """Seconds by which one figure is larger than another."""
     return Target(title, (ours, theirs), lambda figures: figures[ours] - figures[theirs], limit, "ms")
+
+
+def seconds(title: str, ours: str, limit: float) -> Target:
+    """A figure by itself."""
+    return Target(title, (ours,), lambda figures: figures[ours], limit, "ms")
 
 
 TARGETS = [
@@ -60,11 +66,30 @@ TARGETS = [
     ),
     over("256 MB array to a local worker, over loky", "local call 256 MB", "loky submit 256 MB", 1.0),
     over("256 MB array over SSH, over the bare channel", "ssh call 256 MB", "ssh channel 256 MB", 1.25),
-    Target("known environment", ("environment known",), lambda f: f["environment known"], 0.050, "ms"),
+    seconds("known environment", "environment known", 0.050),
     over("environment built, over uv by hand", "environment built", "uv by hand", 1.15),
     beyond("`import fal_notebook`, beyond bare python", "import fal_notebook", "bare python", 0.060),
     beyond("100 ms link: warm call, beyond one round trip", "far call p50", "far channel echo p50", 0.010),
     over("100 ms link: 100 calls at once, over one round trip", "far 100 calls", "far channel echo p50", 1.5),
+]
+
+
+_LOAD = "5000 requests from 16 clients"
+APP_TARGETS = [
+    over("request over SSH, over uvicorn behind `ssh -L`", "ssh app request p50", "ssh -L request p50", 1.3),
+    over("requests from 16 clients over SSH, over the same", f"ssh app {_LOAD}", f"ssh -L {_LOAD}", 1.25),
+    over(
+        "websocket echo of 1 kB over SSH, over the same",
+        "ssh app websocket echo p50",
+        "ssh -L websocket echo p50",
+        1.3,
+    ),
+    over("the same on the local host, over Ray Serve", f"local app {_LOAD}", f"ray serve {_LOAD}", 1 / 3),
+    over("... their 99th percentile", f"local app {_LOAD}: p99", f"ray serve {_LOAD}: p99", 1.0),
+    over("... over SSH, over Ray Serve without", f"ssh app {_LOAD}", f"ray serve {_LOAD}", 1 / 3),
+    over("... their 99th percentile over SSH", f"ssh app {_LOAD}: p99", f"ray serve {_LOAD}: p99", 1.0),
+    seconds("cold spawn to the first answer, local host", "local app cold spawn", 1.5),
+    seconds("... over SSH", "ssh app cold spawn", 1.5),
 ]
 
 
@@ -77,14 +102,14 @@ def machine() -> str:
     )
 
 
-def markdown(rounds: list[Figures]) -> str:
+def markdown(rounds: list[Figures], targets: list[Target]) -> str:
     """Both tables: the targets, then every figure."""
     lines = [
         f"{len(rounds)} rounds on a machine with {machine()}. A ratio is the median of the rounds' ratios.",
         "",
         "| target | at most | measured | rounds | |",
         "|---|--:|--:|---|---|",
-        *map(_target_line, TARGETS, [rounds] * len(TARGETS)),
+        *(_target_line(target, rounds) for target in targets),
         "",
         "| figure | median of the rounds | smallest | largest |",
         "|---|--:|--:|--:|",
@@ -118,10 +143,12 @@ def _duration(seconds: float) -> str:
     return f"{seconds * 1000:.2f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
-def write(folder: Path, rounds: list[Figures]) -> None:
-    """Put the tables between the marks of `folder`/benchmarks.md."""
+def write(folder: Path, section: str, rounds: list[Figures], targets: list[Target]) -> None:
+    """Put the tables between the marks of a section of `folder`/benchmarks.md, and all figures beside it."""
     path = folder / "benchmarks.md"
-    before, _, rest = path.read_text(encoding="utf-8").partition("<!-- figures -->\n")
-    _, _, after = rest.partition("<!-- end of figures -->\n")
-    text = f"{before}<!-- figures -->\n{markdown(rounds)}<!-- end of figures -->\n{after}"
-    path.write_text(text, encoding="utf-8")
+    begin, end = f"<!-- figures of {section} -->\n", f"<!-- end of {section} -->\n"
+    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
+    after = rest.partition(end)[2]
+    path.write_text(f"{before}{begin}{markdown(rounds, targets)}{end}{after}", encoding="utf-8")
+    content = {"machine": machine(), "rounds": rounds}
+    (folder / f"benchmarks-{section}.json").write_text(json.dumps(content, indent=1) + "\n")

@@ -158,6 +158,7 @@ class _Connection:
         self._stream: ByteStream | None = None
         self._lock = threading.Lock()
         self._stopped = False
+        self._has_answered = False  # whether the client has some of the app's bytes
         self._is_reading = False  # whether more of the client's bytes may come
         self._read_all = threading.Event()  # set once no more will
         self._pieces = 0  # of the client's bytes
@@ -233,12 +234,14 @@ class _Connection:
 
     def _copy_answers(self, stream: ByteStream) -> bool:
         """Copy until the app ends its side; False if the connection is over altogether."""
-        has_answered = False
+        pour = getattr(stream, "pour", None)
+        if pour is not None:
+            pour(self._take_now)
         while True:
             try:
                 data = stream.recv(PIECE)
             except OSError as error:
-                if has_answered:
+                if self._has_answered:
                     self.stop(reset=True)  # half an answer must not look like a whole one
                     return False
                 self._say_unavailable(error)
@@ -250,7 +253,16 @@ class _Connection:
                 self._client.sendall(data)
             except OSError:  # the client has gone
                 return False
-            has_answered = True
+            self._has_answered = True
+
+    def _take_now(self, data: bytes) -> int:
+        """Pass on what the client's socket has room for: a change of threads less for most answers."""
+        try:
+            taken = self._client.send(data, socket.MSG_DONTWAIT)
+        except OSError:  # it has no room; or the client has gone, as the thread that copies will find
+            return 0
+        self._has_answered = True
+        return taken
 
     def _copy_requests(self, stream: ByteStream) -> None:
         try:

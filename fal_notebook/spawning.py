@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 __all__ = ["spawn"]
 
 _GRACE = 30.0  # seconds
-_NEEDS = ("fastapi>=0.115", "uvicorn>=0.32", "websockets>=15", "msgpack>=1.0")
+_NEEDS = (
+    *("fastapi>=0.115", "uvicorn>=0.32", "websockets>=15", "msgpack>=1.0"),
+    *("httptools>=0.6", "uvloop>=0.21"),  # a third less time for a small request
+)
 _GATEWAY_NEEDS = ("httpx>=0.27",)
 _NOT_OPTIONS = (  # settings that mean something only on fal's own platform, or are looked at elsewhere
     *(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,6 +82,22 @@ def test_large_bodies_arrive_whole_in_both_directions(forwarder: Forwarder) -> N
 
     assert sent == {"sha256": expected, "size": SIZE << 20}
     assert hashlib.sha256(got).hexdigest() == expected
+
+
+def test_a_client_that_reads_in_fits_and_starts_gets_everything_in_order(forwarder: Forwarder) -> None:
+    """Its socket is full at times and has room at others: the bytes come by two ways, which must not mix."""
+    small = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)])
+    digest = hashlib.sha256()
+    with (
+        httpx.Client(transport=small, timeout=60) as client,
+        client.stream("GET", f"{forwarder.url}/bytes/4") as answer,
+    ):
+        for number, piece in enumerate(answer.iter_raw(10_000)):
+            digest.update(piece)
+            if number % 20 == 0:
+                time.sleep(0.01)
+
+    assert digest.hexdigest() == hashlib.sha256(PIECE * 4).hexdigest()
 
 
 def test_a_client_that_goes_away_is_noticed_by_the_app(forwarder: Forwarder, backend: Backend) -> None:

@@ -14,6 +14,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fal_agent.framing import Buffer
 
 __all__ = ["ChannelRefused", "ChannelSocket", "Outlet", "Stream"]
@@ -82,6 +84,8 @@ class Stream:
         self._closed = False  # by us
         self._gone = False  # closed by the server
         self._lost = False  # with the connection
+        self._take_now: Callable[[bytes], int] | None = None
+        self._is_awaited = False  # somebody waits in `recv`, and has dealt with all that came before
 
     # -- for its users --------------------------------------------------------------------------------
 
@@ -123,7 +127,12 @@ class Stream:
             OSError: the connection broke, or the stream was closed here.
         """
         with self._changed:
-            if not self._changed.wait_for(self._readable, timeout):
+            self._is_awaited = True
+            try:
+                has_come = self._changed.wait_for(self._readable, timeout)
+            finally:
+                self._is_awaited = False
+            if not has_come:
                 raise TimeoutError(f"nothing arrived within {timeout:g} s")
             if self._closed:
                 raise OSError("the stream is closed")
@@ -132,13 +141,19 @@ class Stream:
                     return b""
                 raise self._lost_error()
             data = self._take(size)
-            self._unacknowledged += len(data)
-            read = self._unacknowledged
-            if read < self._acknowledge or self._ended or self._lost:
-                return data
-            self._unacknowledged = 0
-        self._outlet.post(struct.pack("!BII", WINDOW_ADJUST, self._remote, read), self)
+            read = self._to_acknowledge(len(data))
+        if read:
+            self._outlet.post(struct.pack("!BII", WINDOW_ADJUST, self._remote, read), self)
         return data
+
+    def pour(self, take: Callable[[bytes], int]) -> None:
+        """Offer what arrives to `take` while its reader waits in `recv`, sparing it from waking.
+
+        Args:
+            take: called by the connection's own thread, so it must never wait; says how many bytes it took
+                off the front, and leaves the rest to `recv`.
+        """
+        self._take_now = take
 
     def wait_until_gone(self, timeout: float) -> bool:
         """Wait until the server closed the stream; False if it did not within `timeout` seconds."""
@@ -192,6 +207,15 @@ class Stream:
         header = struct.pack("!BII", DATA, self._remote, size)
         self._outlet.post(b"".join((header, view[:size])), self, size=size)
         return size
+
+    def _to_acknowledge(self, size: int) -> int:
+        """Count bytes that were read; gives how many to tell the server of, 0 for none yet."""
+        self._unacknowledged += size
+        read = self._unacknowledged
+        if read < self._acknowledge or self._ended or self._lost:
+            return 0
+        self._unacknowledged = 0
+        return read
 
     def _readable(self) -> bool:
         return bool(self._incoming) or self._ended or self._closed or self._lost
@@ -255,10 +279,17 @@ class Stream:
     def on_data(self, message: Any) -> None:
         """Take bytes."""
         data: bytes = message.get_string()
+        read = 0
         with self._changed:
+            if self._take_now is not None and self._is_awaited and not self._incoming and not self._closed:
+                taken = self._take_now(data)
+                read = self._to_acknowledge(taken)
+                data = data[taken:] if taken else data
             if data and not self._closed:
                 self._incoming.append(data)
                 self._changed.notify_all()
+        if read:
+            self._outlet.post(struct.pack("!BII", WINDOW_ADJUST, self._remote, read), self)
 
     def on_extended_data(self, message: Any) -> None:
         """Take standard error; it is acknowledged at once, and only its end is kept."""

@@ -6,7 +6,9 @@ tasks, each see their own. Nothing is kept on the app itself, so that its instan
 
 from __future__ import annotations
 
+import functools
 import json
+import random
 import uuid
 import weakref
 from contextlib import contextmanager
@@ -128,13 +130,27 @@ def context_from_headers(headers: Mapping[str, str]) -> RequestContext:
     """Read the request's context from its headers (lower-case names); an id is made if there is none."""
     request_id = headers.get(REQUEST_ID_HEADER, "")
     if not (0 < len(request_id) <= _LONGEST_ID and request_id.isascii() and request_id.isprintable()):
-        request_id = str(uuid.uuid4())
+        request_id = _new_id()
     return RequestContext(
         request_id=request_id,
         endpoint=headers.get("x-fal-endpoint"),
         lifecycle_preference=_json(headers.get("x-fal-object-lifecycle-preference")),
         headers=dict(headers),
     )
+
+
+def _new_id() -> str:
+    return str(uuid.UUID(int=_numbers().getrandbits(128), version=4))
+
+
+@functools.cache
+def _numbers() -> random.Random:
+    """Give a source of numbers for ids, which need not be secret.
+
+    Asking the system for each lets go of the interpreter's lock, and a busy handler's thread then keeps the
+    event loop waiting for milliseconds. It is not the source that an app's `random.seed` would set back.
+    """
+    return random.Random()  # noqa: S311 - see above
 
 
 def _json(text: Optional[str]) -> Any:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Optional
 
 import uvicorn
 
+from fal_agent.serving.speedups import http_protocol
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -56,6 +58,7 @@ async def serve_gateway(
         server_header=False,
         date_header=False,  # the runners' passes
         proxy_headers=False,
+        http=http_protocol(),
         ws_max_queue=_MESSAGES,
         ws_per_message_deflate=False,  # a few bytes could become more than may lie here
         timeout_keep_alive=_KEEP_ALIVE,

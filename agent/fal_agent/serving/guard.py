@@ -6,6 +6,7 @@ agent's secret) is taken out of it before the app sees it; secrets are known her
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import ipaddress
@@ -178,6 +179,7 @@ def _why_not_local(scope: Scope) -> Optional[str]:
     return None
 
 
+@functools.lru_cache(maxsize=256)
 def _is_loopback(authority: str) -> bool:
     """Say whether `host` or `host:port` is this machine by a name that nobody can point elsewhere."""
     match = _AUTHORITY.fullmatch(authority)

@@ -198,6 +198,8 @@ def _files_url(scope: Scope, headers: Mapping[str, str], root_path: str) -> Opti
 
 async def _hints(app: BaseServable) -> bytes:
     """Give the hints as a header's value; empty if there are none or they cannot be had."""
+    if type(app).provide_hints is BaseServable.provide_hints:
+        return b""
     try:
         hints: Any = app.provide_hints()
         hints = await hints if inspect.isawaitable(hints) else hints

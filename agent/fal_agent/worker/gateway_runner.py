@@ -42,7 +42,9 @@ class GatewayRunner:
 
     def run(self) -> None:
         """Serve until SIGTERM, and then until the requests in flight have been answered."""
-        asyncio.run(self._run())
+        from fal_agent.serving.speedups import run
+
+        run(self._run())
 
     def route(self, runners: list[list[str]]) -> None:
         """Take the runners that are ready; from any thread."""
