@@ -86,18 +86,18 @@ def test_large_bodies_arrive_whole_in_both_directions(forwarder: Forwarder) -> N
 
 def test_a_client_that_reads_in_fits_and_starts_gets_everything_in_order(forwarder: Forwarder) -> None:
     """Its socket is full at times and has room at others: the bytes come by two ways, which must not mix."""
-    small = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)])
+    small = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 128 << 10)])
     digest = hashlib.sha256()
     with (
         httpx.Client(transport=small, timeout=60) as client,
-        client.stream("GET", f"{forwarder.url}/bytes/4") as answer,
+        client.stream("GET", f"{forwarder.url}/bytes/8") as answer,
     ):
-        for number, piece in enumerate(answer.iter_raw(10_000)):
+        for number, piece in enumerate(answer.iter_raw(100_000)):
             digest.update(piece)
             if number % 20 == 0:
                 time.sleep(0.01)
 
-    assert digest.hexdigest() == hashlib.sha256(PIECE * 4).hexdigest()
+    assert digest.hexdigest() == hashlib.sha256(PIECE * 8).hexdigest()
 
 
 def test_a_client_that_goes_away_is_noticed_by_the_app(forwarder: Forwarder, backend: Backend) -> None:
