@@ -92,8 +92,13 @@ format: .venv/stamp ## Rewrite the sources in the project's style
 	.venv/bin/ruff format $(CHECKED)
 
 .PHONY: bench
-bench: build/bench/wheel.stamp ## Measure calls beside Ray, Dask, ipyparallel, loky, execnet; rewrite docs/benchmarks.md
+bench: build/bench/wheel.stamp ## Measure calls and apps beside Ray, Dask, ipyparallel, loky, execnet; rewrite docs/benchmarks.md
 	build/bench/bin/python benchmarks/calls.py --write docs $(BENCH)
+	build/bench/bin/python benchmarks/apps.py --write docs $(BENCH)
+
+.PHONY: bench-apps
+bench-apps: build/bench/wheel.stamp ## Measure apps beside uvicorn behind ssh -L and Ray Serve; rewrite docs/benchmarks.md
+	build/bench/bin/python benchmarks/apps.py --write docs $(BENCH)
 
 .PHONY: clean
 clean: ## Remove everything that make made, .venv too
