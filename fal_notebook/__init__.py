@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fal_agent.runtime.realtime import realtime
     from fal_agent.runtime.routes import HealthCheck, endpoint
     from fal_notebook import api, app, apps, container, exceptions, hosts, ref, toolkit
+    from fal_notebook.attaching import attach, runs
     from fal_notebook.container import ContainerImage
     from fal_notebook.credentials import FalServerlessKeyCredentials
     from fal_notebook.functions import function
@@ -55,6 +56,7 @@ __all__ = [
     "api",
     "app",
     "apps",
+    "attach",
     "cached",
     "connect",
     "container",
@@ -66,6 +68,7 @@ __all__ = [
     "local",
     "realtime",
     "ref",
+    "runs",
     "sync_dir",
     "toolkit",
 ]
@@ -79,11 +82,13 @@ _HOME = {
     "LocalHost": "fal_notebook.hosts.local",
     "Run": "fal_notebook.run",
     "SSHHost": "fal_notebook.hosts.ssh",
+    "attach": "fal_notebook.attaching",
     "cached": "fal_agent.runtime.cached",
     "connect": "fal_notebook.hosts.registry",
     "endpoint": "fal_agent.runtime.routes",
     "function": "fal_notebook.functions",
     "realtime": "fal_agent.runtime.realtime",
+    "runs": "fal_notebook.attaching",
     "sync_dir": "fal_notebook.syncing",
 }
 _MODULES = ("api", "app", "apps", "container", "exceptions", "hosts", "ref", "toolkit")

@@ -65,6 +65,7 @@ class HostSettings:
         root: folder on the host for everything that fal_notebook keeps there.
         lease: seconds that a run may go on without any client.
         keep_alive: seconds that an idle worker lives.
+        reconnect: seconds for which a host is looked for whose connection broke during a call; 0: not at all.
     """
 
     name: str
@@ -75,6 +76,7 @@ class HostSettings:
     root: str | None = None
     lease: float | None = None
     keep_alive: float | None = None
+    reconnect: float | None = None
 
 
 @dataclass(frozen=True)
@@ -319,6 +321,7 @@ _RULES = {
     "root": ("a folder on the host, from / or ~/", _is_path),
     "lease": ("a number of seconds, 0 or more", _is_seconds),
     "keep_alive": ("a number of seconds, 0 or more", _is_seconds),
+    "reconnect": ("a number of seconds, 0 or more", _is_seconds),
 }
 
 

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import getpass
 import sys
-from typing import Protocol
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
 
-__all__ = ["ConsolePrompt", "Prompt", "SilentPrompt", "default_prompt"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["ConsolePrompt", "Prompt", "SilentPrompt", "default_prompt", "unattended"]
 
 
 class Prompt(Protocol):
@@ -65,8 +70,24 @@ class ConsolePrompt:
         return False
 
 
+_here = threading.local()
+
+
+@contextmanager
+def unattended() -> Iterator[None]:
+    """Ask nobody within, in this thread: what goes on in the background must not put a field into a cell."""
+    before = getattr(_here, "is_unattended", False)
+    _here.is_unattended = True
+    try:
+        yield
+    finally:
+        _here.is_unattended = before
+
+
 def default_prompt() -> Prompt:
     """Give the way to ask that fits where this process runs."""
+    if getattr(_here, "is_unattended", False):
+        return SilentPrompt()
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if getattr(shell, "kernel", None) is not None:

@@ -316,6 +316,7 @@ _KINDS: dict[str, Callable[[Failure, str], BaseException]] = {
     "python": _general,
     "timeout": _as(errors.CallTimeoutError),
     "cancelled": _as(errors.CallCancelledError),
+    "unknown": _general,
     "lost": _lost,
     "link": _as(errors.LinkLostError),
     "agent": _general,

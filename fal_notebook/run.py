@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fal_agent import pickling
 from fal_agent.wire import Failure, Item, Result
-from fal_notebook.hosts.base import Execution, Host, Parcel, Received
+from fal_notebook.hosts.base import Execution, Host, Parcel, Received, ShowsRuns
 from fal_notebook.rebuild import exception_from, reraise
 
 if TYPE_CHECKING:
@@ -128,7 +128,17 @@ class Run(Future[Any]):
 
     def begin(self, parcel: Parcel, *, attended: bool = False) -> None:
         """Send the call; `attended` says that this thread will wait for it."""
-        execution = self.host.submit(parcel, self._take, run_id=self.run_id, attended=attended)
+        self._belong_to(self.host.submit(parcel, self._take, run_id=self.run_id, attended=attended))
+
+    @classmethod
+    def attached(cls, host: ShowsRuns, run_id: str, *, label: str, decode: Decode, on_event: Draw) -> Run:
+        """Give a handle on a run that was started before; its events come from the first on."""
+        run = cls(cast("Host", host), label, decode, on_event)
+        run.run_id = run_id
+        run._belong_to(host.attach(run_id, run._take))
+        return run
+
+    def _belong_to(self, execution: Execution) -> None:
         with self._beginning:
             for received in self._early:
                 execution.acknowledge(received)

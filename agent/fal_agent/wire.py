@@ -34,6 +34,7 @@ __all__ = [
     "Answer",
     "AppSpec",
     "Ask",
+    "Attach",
     "Begun",
     "BlobPart",
     "Call",
@@ -199,6 +200,16 @@ class Submit:
     function_data: Optional[Data] = None  # left out when the agent is known to have the function
     again: bool = False  # it may have been sent before
     attended: bool = False  # a thread waits for this very call, and would take a lane for those to come
+
+
+@dataclass(frozen=True)
+class Attach:
+    """Show the events of a run after a number, and those to come; of an unknown run a `Failure` says so."""
+
+    type: ClassVar[str] = "attach"
+    run_id: str
+    after: int = 0
+    resumes: bool = False  # the connection that the run's events went to before has broken
 
 
 @dataclass(frozen=True)
@@ -446,6 +457,7 @@ class Failure:
         python          Python minor versions differ
         timeout         `detail["seconds"]`
         cancelled       cancelled before it ran, or killed, or its lease ended
+        unknown         the agent has no such run
         lost            the worker died (`detail["exit_status"]`)
         agent           a fault of ours
     """
@@ -639,8 +651,8 @@ class Begun:
 
 Event = Union[Stage, Log, Display, Clear, Progress, Item, Serving, Result, Failure]
 Message = Union[
-    Hello, Submit, BlobPart, Ack, Interrupt, Cancel, Kill, Ask, Ping, Welcome, Need, Answer, Pong, Stage, Log,
-    Display, Clear, Progress, Item, Result, Failure, Ready, Execute,
+    Hello, Submit, Attach, BlobPart, Ack, Interrupt, Cancel, Kill, Ask, Ping, Welcome, Need, Answer, Pong,
+    Stage, Log, Display, Clear, Progress, Item, Result, Failure, Ready, Execute,
     Serving, Activity, Unwell, Runners, Load, Sick,
     Lane, LaneClosed, Lend, Lent, Listening, Recall, Returned, Adopt, Moved, Begun,
 ]  # fmt: skip

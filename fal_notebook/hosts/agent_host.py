@@ -10,9 +10,12 @@ import os
 import threading
 import uuid
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from fal_agent.errors import HostUnreachableError
+from fal_agent.errors import HostUnreachableError, LinkLostError
+from fal_notebook import config
+from fal_notebook.hosts.reconnect import RECONNECT_SECONDS, Reconnector
 
 if TYPE_CHECKING:
     from fal_agent.framing import Buffer
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AGENT_IDLE", "AgentHost", "agent_answer", "agent_idle"]
 
+_TRIES = 3
 AGENT_IDLE = 600.0  # seconds after which an unused agent ends; FAL_NOTEBOOK_IDLE overrules it
 
 
@@ -37,6 +41,7 @@ class AgentHost(ABC):
         self._client: AgentClient | None = None
         self._owner = 0  # the process that made the connection: a forked child makes its own
         self._connecting = threading.Lock()
+        self._returning = Reconnector(name, self.connect, self._reconnect_seconds)
 
     @abstractmethod
     def _connect(self) -> AgentClient:
@@ -63,7 +68,9 @@ class AgentHost(ABC):
             return client
         with self._connecting:
             if not self.is_connected:
-                self._client, self._owner = self._connect(), os.getpid()
+                client = self._connect_anew()
+                client.on_lost = self._returning.take
+                self._client, self._owner = client, os.getpid()
             assert self._client is not None
             return self._client
 
@@ -72,6 +79,10 @@ class AgentHost(ABC):
     ) -> Execution:
         """Start a call; see `fal_notebook.hosts.base.Host`."""
         return self.connect().submit(parcel, sink, run_id or uuid.uuid4().hex[:16], attended=attended)
+
+    def attach(self, run_id: str, sink: EventSink) -> Execution:
+        """Show a run that was started elsewhere, or before; see `fal_notebook.hosts.base.ShowsRuns`."""
+        return self.connect().attach(run_id, sink)
 
     def ask(self, question: str, *, timeout: float = 30.0, **arguments: Any) -> Any:
         """Ask the agent; see `fal_agent.server.questions`."""
@@ -84,8 +95,20 @@ class AgentHost(ABC):
     def close(self) -> None:
         """Let go of the connection; what runs there goes on for its lease."""
         client, self._client = self._client, None
+        self._returning.stop()
         if client is not None and self._owner == os.getpid():
             client.close()
+
+    def _connect_anew(self) -> AgentClient:
+        """Connect; a connection that breaks while it is made is made again."""
+        for _ in range(_TRIES - 1):
+            with suppress(LinkLostError):  # the next try says what is wrong, if it is not over
+                return self._connect()
+        return self._connect()
+
+    def _reconnect_seconds(self) -> float:
+        seconds = config.load().host(self.name).reconnect
+        return RECONNECT_SECONDS if seconds is None else seconds
 
     def __repr__(self) -> str:
         state = "connected" if self.is_connected else "not connected"

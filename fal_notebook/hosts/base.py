@@ -25,6 +25,7 @@ __all__ = [
     "Link",
     "Parcel",
     "Received",
+    "ShowsRuns",
 ]
 
 
@@ -152,6 +153,22 @@ class Host(Protocol):
 
     def close(self) -> None:
         """Let go of the connection. Runs go on for their lease; `close` stops nothing there."""
+
+
+@runtime_checkable
+class ShowsRuns(Protocol):
+    """A host that keeps what runs say, so that they can be shown again."""
+
+    name: str
+
+    def attach(self, run_id: str, sink: EventSink) -> Execution:
+        """Show a run: `sink` gets all its events from the first, and those to come, as for `Host.submit`.
+
+        A run that the host does not know fails at once.
+
+        Raises:
+            HostError: the machine cannot be reached.
+        """
 
 
 @runtime_checkable

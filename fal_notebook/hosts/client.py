@@ -24,6 +24,7 @@ from fal_agent.wire import (
     Ack,
     Answer,
     Ask,
+    Attach,
     BlobPart,
     Call,
     Cancel,
@@ -68,7 +69,7 @@ class AgentExecution:
     """One call in flight over an `AgentClient`."""
 
     def __init__(
-        self, client: AgentClient, run_id: str, parcel: Parcel, sink: EventSink, *, attended: bool
+        self, client: AgentClient, run_id: str, parcel: Parcel | None, sink: EventSink, *, attended: bool
     ) -> None:
         self.run_id, self.attended = run_id, attended
         self.parcel: Parcel | None = parcel  # until the agent is known to have it
@@ -81,37 +82,42 @@ class AgentExecution:
         self.lane: OpenLane | None = None  # that it is in
         self.outcome: Received | None = None  # that came through it
         self.template = ""  # our name for the call, if it is in a lane
-        self._client = client
+        self.client = client  # the connection that it belongs to
+        self.let_go: Callable[[AgentExecution], bool] | None = None  # while it belongs to none, see `drift`
+        self.copies: list[AgentExecution] = []  # who attached to the same run over the same connection
+        self.original: AgentExecution | None = None  # whose copy it is
         self._owed = 0
 
     def receive(self) -> Received | None:
         """Fetch the outcome of a call that is in a lane; None: it comes from the agent."""
         if self.outcome is None and self.lane is not None:
-            self._client.go_through_lane(self)
+            self.client.go_through_lane(self)
         return self.outcome
 
     def acknowledge(self, received: Received) -> None:
         """Say that an event was dealt with, so that the worker may produce more."""
         event = received.event
+        if self.original is not None:
+            return
         self._owed += event.cost
         if self._owed >= _ACK_EVERY or (isinstance(event, Item) and self._owed >= _ACK_EVERY // 4):
             owed, self._owed = self._owed, 0
-            self._client.send_if_open(Ack(self.run_id, event.seq, owed))
+            self.client.send_if_open(Ack(self.run_id, event.seq, owed))
 
     def interrupt(self) -> None:
         """Raise KeyboardInterrupt in this call alone."""
         if not self._withdraw("interrupted", "KeyboardInterrupt"):
-            self._client.send_if_open(Interrupt(self.run_id))
+            self._tell(Interrupt(self.run_id))
 
     def cancel(self) -> None:
         """Take the call out of the queue, or interrupt it."""
         if not self._withdraw("cancelled", "the call was cancelled"):
-            self._client.send_if_open(Cancel(self.run_id))
+            self._tell(Cancel(self.run_id))
 
     def kill(self) -> None:
         """End the worker that runs the call."""
         if not self._withdraw("cancelled", "the call was cancelled"):
-            self._client.send_if_open(Kill(self.run_id))
+            self._tell(Kill(self.run_id))
 
     def _withdraw(self, kind: str, message: str) -> bool:
         """End a call whose data is still on its way, so that it is never sent; False if it has been."""
@@ -119,8 +125,41 @@ class AgentExecution:
             if self.sent:
                 return False
             self.withdrawn = True
-        self._client.give_up(self, kind, message)
+        if self.let_go is None:
+            self.client.give_up(self, kind, message)
+        elif self.let_go(self):
+            self.fail(kind, message)
         return True
+
+    def _tell(self, message: Message) -> None:
+        if self.original is not None:
+            self.original._tell(message)  # noqa: SLF001 - one of its own kind
+        elif self.let_go is None:
+            self.client.send_if_open(message)
+        elif self.let_go(self):
+            self.fail_adrift(f"{self.client.host_name!r} cannot be reached to stop the call")
+        else:  # it has just been brought back
+            self.client.send_if_open(message)
+
+    def drift(self, let_go: Callable[[AgentExecution], bool]) -> None:
+        """Belong to no connection; `let_go` ends the waiting for one, and says whether there was any."""
+        self.let_go = let_go
+
+    def fail_adrift(self, problem: str) -> None:
+        """End the call here, since no connection to it is to be had; it goes on over there."""
+        name = self.client.host_name
+        self.fail(
+            "link",
+            f"the connection to {name!r} broke: {problem}. If the call had begun it goes on there for its "
+            f"lease: fal.attach({self.run_id!r}, host={name!r}) shows it",
+        )
+
+    def fail(self, kind: str, message: str) -> None:
+        """End the call from this side, as a failure of the given kind."""
+        self.withdrawn = True
+        for execution in (self, *self.copies):
+            seq = execution.last_seq + 1
+            execution.sink(Received(Failure(self.run_id, kind, message, seq=seq, sent_at=time.time())))
 
 
 class AgentClient:
@@ -133,6 +172,9 @@ class AgentClient:
         dial: connects to a Unix socket of the machine.
         blob_folder: where the agent keeps blobs, if this process can read and write there.
         heartbeat: whether to watch that the other side answers.
+
+    Attributes:
+        on_lost: gets the calls that were going on when the connection broke, and why it did; None: they fail.
 
     Raises:
         HostUnreachableError: the agent did not greet back in time.
@@ -164,6 +206,8 @@ class AgentClient:
         self._problem: str | None = None
         self._closed = threading.Event()
         self._heard = time.monotonic()
+        self._is_closed_here = False
+        self.on_lost: Callable[[list[AgentExecution], str], None] | None = None
         self.welcome: Welcome | None = None
         self._duplex = Duplex(stream, self._on_message, self._on_close, name=f"fal-{host_name}")
         self._duplex.start()
@@ -194,6 +238,44 @@ class AgentClient:
         self._send_all(execution, parcel)
         return execution
 
+    def resume(self, execution: AgentExecution) -> None:
+        """Take over a call whose connection broke: it goes on after the last event that arrived.
+
+        Raises:
+            LinkLostError: this connection has broken too; the call does not belong to it.
+        """
+        if self._closed.is_set():
+            raise self._lost_error()
+        execution.client, execution.let_go = self, None
+        self._executions[execution.run_id] = execution
+        try:
+            parcel = execution.parcel
+            if parcel is None:
+                seen = min(e.last_seq for e in (execution, *execution.copies))
+                self._send(Attach(execution.run_id, seen, resumes=True))
+            else:
+                execution.sent = False
+                self._send_all(execution, parcel)
+        except LinkLostError:
+            if self._executions.pop(execution.run_id, None) is not None:
+                raise  # else it has been handed over by the reading thread
+
+    def attach(self, run_id: str, sink: EventSink) -> AgentExecution:
+        """Show a run that was started elsewhere, or before: all its events, and those to come.
+
+        Raises:
+            LinkLostError: the connection is broken.
+        """
+        execution = AgentExecution(self, run_id, None, sink, attended=False)
+        execution.sent = execution.was_sent = True
+        execution.original = original = self._executions.get(run_id)
+        if original is None:
+            self._executions[run_id] = execution
+        else:
+            original.copies.append(execution)
+        self._send(Attach(run_id))
+        return execution
+
     def go_through_lane(self, execution: AgentExecution) -> None:
         """Send a call through its lane and wait for its outcome, unless that will come from the agent.
 
@@ -213,6 +295,8 @@ class AgentClient:
             if execution.lane is not None:
                 execution.lane = None
                 lane.turn.release()
+            if self._closed.is_set() and execution.outcome is None:
+                self._hand_over([execution])
 
     def _ask_lane(self, execution: AgentExecution, lane: OpenLane, parcel: Parcel) -> None:
         request = Execute(execution.run_id, lane.templates[execution.template], parcel.arguments)
@@ -274,6 +358,7 @@ class AgentClient:
 
     def close(self) -> None:
         """End the connection; calls go on over there."""
+        self._is_closed_here = True
         self._duplex.close()
 
     # ------------------------------------------------------------ sending
@@ -467,9 +552,11 @@ class AgentClient:
 
     def _take_event(self, event: Any, buffers: list[bytes]) -> None:
         execution = self._executions.get(event.run_id)
-        if execution is None or event.seq <= execution.last_seq:
+        if execution is None:
             return
-        execution.last_seq = event.seq
+        seeing = [e for e in (execution, *execution.copies) if event.seq > e.last_seq]
+        if not seeing:
+            return
         execution.parcel = None
         parts = (
             buffers
@@ -478,7 +565,9 @@ class AgentClient:
         )
         if isinstance(event, (Result, Failure)):
             del self._executions[event.run_id]
-        execution.sink(Received(event, parts))
+        for one in seeing:
+            one.last_seq = event.seq
+            one.sink(Received(event, parts))
 
     def _part(self, ref: int | str, buffers: list[bytes]) -> Buffer:
         if isinstance(ref, int):
@@ -514,10 +603,19 @@ class AgentClient:
         self._greeted.set()
         for box in list(self._answers.values()):
             box.put(None)
-        for execution in list(self._executions.values()):
-            self.give_up(execution, "link", str(self._lost_error()))
         for lane in set(self._lanes.values()):
             lane.close()
+        # A call in a lane is handed over by the thread that sent it, which is being told just now.
+        self._hand_over([execution for execution in self._executions.values() if execution.lane is None])
+
+    def _hand_over(self, executions: list[AgentExecution]) -> None:
+        """The connection is gone: let calls be brought back by another one, or end them."""
+        lost = [e for e in executions if self._executions.pop(e.run_id, None) is not None]
+        if self.on_lost is not None and not self._is_closed_here:
+            self.on_lost(lost, self._problem or "the other side ended it")
+        else:
+            for execution in lost:
+                execution.fail("link", str(self._lost_error()))
 
     def _uploading(self, name: str) -> threading.Lock:
         with self._naming:
@@ -527,10 +625,7 @@ class AgentClient:
         """End a call from this side, as a failure of the given kind."""
         execution.withdrawn = True
         if self._executions.pop(execution.run_id, None) is not None:
-            failure = Failure(
-                execution.run_id, kind, message, seq=execution.last_seq + 1, sent_at=time.time()
-            )
-            execution.sink(Received(failure))
+            execution.fail(kind, message)
 
     def _lost_error(self) -> LinkLostError:
         reason = f": {self._problem}" if self._problem else ""

@@ -36,6 +36,7 @@ class LineMagics(Magics):  # type: ignore[misc] # IPython has no types
         %fal status [NAME]               the machine, its GPUs and workers
         %fal envs [NAME]                 the environments on a host
         %fal runs [NAME]                 the latest runs on a host
+        %fal attach ID                   show a run of the current host again, and follow it
         %fal stop [NAME] [--all]         end this kernel's sessions on a host, or every worker
         %fal apps [NAME]                 the apps that a host serves
         %fal key                         the key that apps with app_auth="private" ask for
@@ -127,6 +128,14 @@ def _runs(name: str | None, _flags: set[str]) -> Table:
     return Table(["run", "state", "submitted", "what"], rows)
 
 
+def _attach(run_id: str | None, _flags: set[str]) -> Any:
+    from fal_notebook.attaching import attach
+
+    if run_id is None:
+        raise UsageError("%fal attach ID: name a run; %fal runs lists those that are known")
+    return attach(run_id)
+
+
 def _apps(name: str | None, _flags: set[str]) -> Table:
     from fal_notebook import apps
 
@@ -199,6 +208,7 @@ COMMANDS: dict[str, Callable[[str | None, set[str]], Any]] = {
     "status": _status,
     "envs": _environments,
     "runs": _runs,
+    "attach": _attach,
     "apps": _apps,
     "key": _key,
     "stop": _stop,

@@ -21,6 +21,7 @@ from support.sshd import SSHServer, start_sshd
 from support.waiting import until
 
 from fal_notebook.hosts.local import LocalHost
+from fal_notebook.hosts.ssh import SSHHost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -135,10 +136,18 @@ def nothing_is_left(bed: Bed) -> Callable[[], None]:
 def ssh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SSHServer]:
     """An OpenSSH server of this module's own, whose connections may be broken."""
     server = start_sshd(tmp_path_factory.mktemp("sshd"), name="far-box")
+    root = server.home / ".fal_notebook" / f"tests-{os.getpid()}"  # other test runs have theirs
+    settings = tmp_path_factory.mktemp("config")
+    (settings / "hosts.toml").write_text(f'[hosts.far-box]\nroot = "~/.fal_notebook/{root.name}"\n')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FAL_SSH_CONFIG", str(server.config_path))
+        patch.setenv("FAL_NOTEBOOK_CONFIG", str(settings))
         yield server
+        host = SSHHost("far-box")
+        host.ask("shutdown")
+        host.close()
     server.stop()
+    shutil.rmtree(root, ignore_errors=True)
 
 
 @pytest.fixture

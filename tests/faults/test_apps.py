@@ -77,7 +77,7 @@ def test_an_agent_that_is_killed_takes_its_runners_with_it(
     pid, agent = httpx.post(info.url, timeout=30).json(), host.ask("status")["agent"]["pid"]
     os.kill(agent, signal.SIGKILL)
 
-    with pytest.raises(exceptions.LinkLostError):
+    with pytest.raises(exceptions.WorkerLostError):
         info.future.result(timeout=20)
     until(lambda: not is_alive(pid))
     answer = httpx.post(info.url, timeout=30)

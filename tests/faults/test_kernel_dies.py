@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.waiting import until
 
+import fal_notebook as fal
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -64,6 +66,20 @@ def test_a_run_goes_on_without_its_kernel_and_nothing_is_left_afterwards(
     assert (tmp_path / "finished").exists()
     until(lambda: not host.ask("status")["workers"])
     nothing_is_left()
+
+
+def test_another_kernel_attaches_to_the_run_of_one_that_was_killed(
+    bed: Bed, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kernel, run_id = begin(bed, tmp_path)
+    kernel.kill()
+    host = bed.host()
+
+    run = fal.attach(run_id, host=host)
+    until(lambda: "x" * 10_000 in capfd.readouterr().out)
+    (tmp_path / "go").touch()
+
+    assert run.result(timeout=30) == 42
 
 
 @pytest.mark.parametrize("lease", [0, 1])

@@ -136,7 +136,7 @@ def test_an_agent_killed_during_a_call_is_told(bed: Bed, tmp_path: Path) -> None
     worker, agent = work(False), host.ask("status")["agent"]["pid"]
     _kill_when(begun, agent)
 
-    with pytest.raises(exceptions.LinkLostError):
+    with pytest.raises(exceptions.WorkerLostError):
         work(True)
     until(lambda: not is_alive(worker))
     assert work(False) != worker

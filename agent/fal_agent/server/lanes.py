@@ -209,9 +209,12 @@ class Lanes:
     # ------------------------------------------------------------ what notebooks want
 
     def hold(self, connection: Connection, message: Submit, buffers: list[bytes]) -> bool:
-        """Keep a submit that comes again until it is known what became of the call; whether it is kept."""
+        """Keep a submit that comes again until it is known what became of the call; whether it is kept.
+
+        The notebook may have lost the connection that the lane belongs to, and have come by a new one.
+        """
         for lent in self._lanes.values():
-            if lent.connection is connection:
+            if lent.connection.client_id == connection.client_id:
                 lent.held.append((connection, message, buffers))
                 lent.recall()
                 return True

@@ -54,7 +54,8 @@ class Run:
     ) -> None:
         self.run_id, self.prepared, self.arguments, self.buffers = run_id, prepared, arguments, buffers
         self.client_id, self.attended = client_id, attended
-        self.connection = connection
+        self.connection = connection  # that acknowledges its events
+        self.watchers: list[Connection] = []  # that see them as well
         self.state = "building"
         self.worker: Any = None
         self.serve: Optional[Serve] = None  # runners of apps
@@ -102,6 +103,8 @@ class Run:
             self.connection.deliver(self.run_id, frame, blobs)
         elif event.cost:
             self._acknowledge(event.cost)
+        for watcher in self.watchers:
+            watcher.deliver(self.run_id, frame, blobs)
         if isinstance(event, (Result, Failure)):
             self._finish(event)
 
@@ -139,6 +142,29 @@ class Run:
         """The notebook is away: acknowledge in its stead from here on."""
         self.connection = None
         self._acknowledge(1 << 40)
+
+    def attach(self, connection: Connection, *, resumes: bool) -> None:
+        """Show what comes from now on to a notebook.
+
+        Args:
+            connection: to the notebook.
+            resumes: it is the one that had the run, whose connection broke, which we may not know yet.
+        """
+        held = self.connection
+        if resumes or held is None or not held.is_open:
+            self.connection = connection
+            self._acknowledge(1 << 40)  # what was on its way to the connection before is not acknowledged
+        elif connection is not held and connection not in self.watchers:
+            self.watchers.append(connection)
+
+    def leave(self, connection: Connection) -> None:
+        """A notebook has gone; one that watches takes its place, if there is one."""
+        if connection in self.watchers:
+            self.watchers.remove(connection)
+        elif connection is self.connection:
+            self.detach()
+            if self.watchers:
+                self.connection = self.watchers.pop(0)
 
     def _acknowledge(self, credit: int) -> None:
         if self.worker is not None:

@@ -20,10 +20,11 @@ from fal_agent.server.apps import Apps
 from fal_agent.server.functions import FunctionStore, extract
 from fal_agent.server.lanes import Lanes
 from fal_agent.server.prepared import Preparation, Prepared
-from fal_agent.server.runs import Run
+from fal_agent.server.runs import FINISHED, Run
 from fal_agent.wire import (
     Ack,
     Ask,
+    Attach,
     BlobPart,
     Call,
     Cancel,
@@ -101,6 +102,7 @@ class Service:
         self._handlers: dict[type, Callable[[Connection, Any, list[bytes]], None]] = {
             Hello: self._hello,
             Submit: self._submit,
+            Attach: self._show,
             BlobPart: self._blob_part,
             Ack: self._ack,
             Interrupt: self._interrupt,
@@ -131,8 +133,9 @@ class Service:
         self._blobs.abandon(str(id(connection)))
         self.lanes.lost(connection)
         for run in self.active_runs():
-            if run.connection is connection:
-                run.detach()
+            was_attended = run.connection is not None
+            run.leave(connection)
+            if was_attended and run.connection is None:
                 self._begin_lease(run)
 
     def is_connected(self, client_id: str) -> bool:
@@ -170,7 +173,7 @@ class Service:
     def _submit(self, connection: Connection, message: Submit, buffers: list[bytes]) -> None:
         known = self.runs.get(message.run_id)
         if known is not None:
-            self._attach(known, connection)
+            self._attach(known, connection, resumes=True)
             return
         if message.again and self.lanes.hold(connection, message, buffers):
             return
@@ -249,21 +252,45 @@ class Service:
             self._begin_lease(run)
         return run
 
-    def _attach(self, run: Run, connection: Connection) -> None:
-        """A submit sent again: show all its events, and those to come."""
+    def _attach(self, run: Run, connection: Connection, after: int = 0, *, resumes: bool) -> None:
+        """Show a run's events after a number, and those to come."""
         lease = self._leases.pop(run.run_id, None)
         if lease is not None:
             lease.cancel()
-        self._replay(run.run_id, connection)
+        self._replay(run.run_id, connection, after)
         if not run.is_finished:
-            run.connection = connection
+            run.attach(connection, resumes=resumes)
 
-    def _replay(self, run_id: str, connection: Connection) -> None:
+    def _show(self, connection: Connection, message: Attach, _buffers: list[bytes]) -> None:
+        run = self.runs.get(message.run_id)
+        if run is None:
+            self.lanes.take_all()  # it may have been in one
+            self._replay(message.run_id, connection, message.after)
+        else:
+            self._attach(run, connection, message.after, resumes=message.resumes)
+
+    def _replay(self, run_id: str, connection: Connection, after: int = 0) -> None:
+        """Send what the journal has of a run; a run that nobody here has the end of is said to be so."""
         self._journal.flush()
-        for data in self._journal.events(run_id):
+        seq = after
+        for data in self._journal.events(run_id, after):
             (frame,) = FrameDecoder().feed(data)
+            seq = frame.header["seq"]
             blobs = [ref for ref in frame.header.get("data", ()) if isinstance(ref, str)]
+            if not all(map(self._blobs.has, blobs)):
+                text = (
+                    "its result is not kept any more: the host was started anew since, or ran short of space"
+                )
+                connection.send(Failure(run_id, "lost", text, seq=seq, sent_at=time.time()))
+                return
             connection.deliver(run_id, data, blobs)
+        record = self._journal.run(run_id)
+        if record is None:
+            text = f"there is no run {run_id!r}; %fal runs lists those that are known"
+            connection.send(Failure(run_id, "unknown", text, seq=seq + 1, sent_at=time.time()))
+        elif run_id not in self.runs and record.state not in FINISHED:
+            text = "another version of the agent has it, which notebooks of that version can ask"
+            connection.send(Failure(run_id, "unknown", text, seq=seq + 1, sent_at=time.time()))
 
     def _prepare(self, run: Run) -> None:
         """Find what calls like this run need, and build what is not there yet; once for all that wait."""

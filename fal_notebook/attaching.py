@@ -1,0 +1,118 @@
+"""Come back to runs: those of a host, whoever started them, and what one has said and gives.
+
+Runs in the notebook. A host's journal has each run with its output from the first line, and goes on
+recording it while nobody looks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fal_agent import pickling
+from fal_agent.errors import FalServerlessError
+from fal_notebook import display
+from fal_notebook.hosts.base import ShowsRuns
+from fal_notebook.hosts.registry import get_host
+from fal_notebook.run import Run, load_result
+
+if TYPE_CHECKING:
+    from fal_notebook.hosts.base import Host, Received
+
+__all__ = ["RunInfo", "attach", "runs"]
+
+_SEARCHED = 1_000  # runs of a host among which one is looked for by the beginning of its id
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a host knows of one run.
+
+    Attributes:
+        run_id: what `fal.attach` takes.
+        host: the host's name.
+        label: the function's name, or the first line of the cell.
+        kind: "function", "map", "cell" or "app".
+        state: "queued", "building", "running", "done", "failed", "cancelled", "lost" or "lease" (that ended).
+        error: how it failed, in a line.
+        submitted_at, started_at, finished_at: seconds since the Unix epoch, by the host's clock.
+        bytes: of what it has said.
+    """
+
+    run_id: str
+    host: str
+    label: str
+    kind: str
+    state: str
+    error: str | None
+    submitted_at: float
+    started_at: float | None
+    finished_at: float | None
+    bytes: int
+
+    def attach(self) -> Run:
+        """Show the run again; see `fal.attach`."""
+        return attach(self.run_id, host=self.host)
+
+
+def runs(host: Host | str | None = None, *, limit: int = 100) -> list[RunInfo]:
+    """List the latest runs on a host, newest first.
+
+    Args:
+        host: a host, the name of one, or None for the current one.
+        limit: how many at most.
+
+    Raises:
+        FalServerlessError: the host keeps no runs.
+        HostError: the host cannot be reached.
+    """
+    where = get_host(host)
+    records = where.ask("runs", limit=limit)
+    names = [name for name in RunInfo.__dataclass_fields__ if name != "host"]
+    return [RunInfo(host=where.name, **{name: record[name] for name in names}) for record in records]
+
+
+def attach(run_id: str, *, host: Host | str | None = None) -> Run:
+    """Show a run that was started before, by this notebook or another one: its output from the first line on.
+
+    The output appears in the place of the cell that calls this, also what is yet to come. The run itself is
+    not touched by any of it, and whoever started it still sees it too.
+
+    Args:
+        run_id: what `fal.runs()` and `%fal runs` show; its beginning is enough.
+        host: a host, the name of one, or None for the current one.
+
+    Returns:
+        The run: `.result()` waits for its value, or for a cell a dict of the names that it brought back;
+        `.interrupt()`, `.cancel()` and `.kill()` end it.
+
+    Raises:
+        FalServerlessError: the host does not know the run, or several runs have such ids.
+        HostError: the host cannot be reached.
+    """
+    where = get_host(host)
+    if not isinstance(where, ShowsRuns):
+        raise FalServerlessError(f"{where.name!r} is this very process, and keeps no runs")
+    info = _find(where, run_id)
+    decode = _names_of if info.kind == "cell" else load_result
+    return Run.attached(
+        where, info.run_id, label=info.label, decode=decode, on_event=display.background(info.label)
+    )
+
+
+def _find(where: Any, run_id: str) -> RunInfo:
+    found = [info for info in runs(where, limit=_SEARCHED) if info.run_id.startswith(run_id)]
+    exact = [info for info in found if info.run_id == run_id]
+    if len(exact or found) == 1:
+        return (exact or found)[0]
+    if not found:
+        raise FalServerlessError(f"{where.name!r} knows no run {run_id!r}; %fal runs lists those it knows")
+    listed = ", ".join(info.run_id for info in found[:5])
+    raise FalServerlessError(f"{len(found)} runs on {where.name!r} have ids that begin so: {listed}")
+
+
+def _names_of(received: Received) -> dict[str, Any]:
+    """Give the names that a cell brought back, and what they stand for."""
+    reply = pickling.load(received.data[:1])
+    buffers = received.data[1:]
+    return {name: pickling.load(buffers[start:stop]) for name, (start, stop) in reply["names"].items()}

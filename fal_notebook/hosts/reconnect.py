@@ -1,0 +1,161 @@
+"""Bring back the calls of a connection that broke: connect again, and go on after the last event seen.
+
+Runs in the notebook, in a thread that exists while calls are adrift. The calls go on over there meanwhile,
+and the host's journal has what they say. Nobody is asked anything: a login that wants a passphrase ends it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from fal_agent.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    HostError,
+    HostKeyError,
+    LinkLostError,
+)
+from fal_agent.wire import Log
+from fal_notebook.hosts.base import Received
+from fal_notebook.prompting import unattended
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from fal_notebook.hosts.client import AgentClient, AgentExecution
+
+__all__ = ["RECONNECT_SECONDS", "Reconnector"]
+
+RECONNECT_SECONDS = 900.0  # how long a host is looked for; `reconnect` in hosts.toml overrules it
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds between two tries
+_QUIET_SECONDS = 2.0  # an outage that is shorter is not worth a line
+_HOPELESS = (HostKeyError, ConfigurationError)
+_REFUSALS = 3  # in a row that are believed: a login that is cut off by the network looks like one
+
+
+class Reconnector:
+    """Waits for a host to come back, on behalf of the calls that are going on there.
+
+    Args:
+        host_name: for messages.
+        connect: makes a connection; raises HostError.
+        patience: gives the seconds for which to try.
+    """
+
+    def __init__(
+        self, host_name: str, connect: Callable[[], AgentClient], patience: Callable[[], float]
+    ) -> None:
+        self._host_name, self._connect, self._patience = host_name, connect, patience
+        self._lock = threading.Lock()
+        self._adrift: dict[str, AgentExecution] = {}
+        self._told: set[str] = set()  # those whose cells say that the connection is gone
+        self._is_working = False
+        self._refusals = 0  # of our login, in a row
+        self._stop = threading.Event()
+
+    def take(self, executions: Iterable[AgentExecution], problem: str) -> None:
+        """Bring calls back as soon as that is possible; returns at once.
+
+        Args:
+            executions: calls that belong to no connection now.
+            problem: how theirs ended, for a call that cannot be brought back.
+        """
+        with self._lock:
+            for execution in executions:
+                execution.drift(self._let_go)
+                self._adrift[execution.run_id] = execution
+            if self._is_working or not self._adrift:
+                return
+            self._is_working = True
+            self._stop.clear()
+        threading.Thread(
+            target=self._work, args=(problem,), name=f"fal-reconnect-{self._host_name}", daemon=True
+        ).start()
+
+    def stop(self) -> None:
+        """Try no longer; the calls that wait fail."""
+        self._stop.set()
+        self._fail_all(f"the connection to {self._host_name!r} was closed here")
+
+    # ------------------------------------------------------------ the thread
+
+    def _work(self, problem: str) -> None:
+        began, pause = time.monotonic(), _FIRST_PAUSE
+        patience = self._patience()
+        self._refusals = 0
+        while not self._stop.is_set():
+            outage = time.monotonic() - began
+            reason = self._try(outage) if outage < patience else problem
+            if reason is None:
+                return
+            if self._stop.is_set() or outage >= patience:
+                break
+            if outage >= _QUIET_SECONDS:
+                self._tell(f"The connection to {self._host_name!r} is lost; connecting again ...\n")
+            problem = reason
+            self._stop.wait(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+        with self._lock:
+            self._is_working = False
+        self._fail_all(problem)
+
+    def _try(self, outage: float) -> str | None:
+        """Bring everything back; None if nothing is left to do, else why it could not be done."""
+        try:
+            with unattended():
+                client = self._connect()
+        except _HOPELESS as error:
+            self._stop.set()
+            return str(error)
+        except AuthenticationError as error:
+            self._refusals += 1
+            if self._refusals == _REFUSALS:
+                self._stop.set()
+            return str(error)
+        except (HostError, OSError) as error:
+            return str(error)
+        if self._stop.is_set():
+            client.close()
+        while True:
+            with self._lock:
+                if not self._adrift:
+                    self._is_working = False
+                    return None
+                execution = next(iter(self._adrift.values()))
+            if execution.run_id in self._told:
+                self._told.discard(execution.run_id)
+                self._say(execution, f"Connected to {self._host_name!r} again after {outage:.0f} s.\n")
+            try:
+                client.resume(execution)
+            except LinkLostError as error:
+                return str(error)
+            with self._lock:
+                if execution.client is client:  # else it has been taken again meanwhile
+                    self._adrift.pop(execution.run_id, None)
+
+    # ------------------------------------------------------------ the calls
+
+    def _let_go(self, execution: AgentExecution) -> bool:
+        """Wait no longer for a call; False if it has been brought back."""
+        with self._lock:
+            return self._adrift.pop(execution.run_id, None) is not None
+
+    def _fail_all(self, problem: str) -> None:
+        with self._lock:
+            adrift, self._adrift = self._adrift, {}
+        for execution in adrift.values():
+            execution.fail_adrift(problem)
+
+    def _tell(self, text: str) -> None:
+        with self._lock:
+            untold = [e for e in self._adrift.values() if e.run_id not in self._told]
+            self._told.update(execution.run_id for execution in untold)
+        for execution in untold:
+            self._say(execution, text)
+
+    def _say(self, execution: AgentExecution, text: str) -> None:
+        event = Log(execution.run_id, "stderr", sent_at=time.time(), seq=execution.last_seq)
+        execution.sink(Received(event, [text.encode()]))
