@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fal_notebook.app_requests import run, stream, submit, ws
+from fal_notebook.display.tables import Table, ago
 from fal_notebook.hosts.registry import get_host
 
 if TYPE_CHECKING:
     from fal_notebook.hosts.base import Host
 
-__all__ = ["AppInfo", "find", "listed", "run", "stream", "submit", "ws"]
+__all__ = ["AppInfo", "Apps", "find", "listed", "run", "stream", "submit", "ws"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class AppInfo:
         auth: "private", "shared", "public", or empty: private to you by the way it is reached.
         attended: whether the notebook that spawned it is connected.
         run_id: of the app's run.
+        runners: how many serve.
     """
 
     name: str
@@ -42,6 +44,7 @@ class AppInfo:
     auth: str
     attended: bool
     run_id: str
+    runners: int = 0
 
     @property
     def url(self) -> str:
@@ -59,7 +62,26 @@ class AppInfo:
         get_host(self.host).ask("app_stop", name=self.name)
 
 
-def listed(host: Host | str | None = None) -> list[AppInfo]:
+class Apps(list[AppInfo]):
+    """The apps of a host; a cell shows them as a table."""
+
+    def __repr__(self) -> str:
+        return repr(self._table())
+
+    def _repr_html_(self) -> str:
+        return self._table().html()
+
+    def _table(self) -> Table:
+        heading = ["app", "state", "URL", "for", "runners", "requests", "spawned"]
+        return Table(heading, [_row(info) for info in self])
+
+
+def _row(info: AppInfo) -> list[str]:
+    counts = [str(info.runners), str(info.in_flight)]
+    return [info.name, info.state, info.url, info.auth or "only you", *counts, ago(info.since)]
+
+
+def listed(host: Host | str | None = None) -> Apps:
     """Give the apps that a host serves, by name.
 
     Args:
@@ -70,8 +92,8 @@ def listed(host: Host | str | None = None) -> list[AppInfo]:
     """
     where = get_host(host)
     if not hasattr(where, "connect"):  # this very process serves none in the background
-        return []
-    return [
+        return Apps()
+    return Apps(
         AppInfo(
             name=info["name"],
             host=where.name,
@@ -81,9 +103,10 @@ def listed(host: Host | str | None = None) -> list[AppInfo]:
             auth=info["auth"],
             attended=info["attended"],
             run_id=info["run_id"],
+            runners=info["runners"],
         )
         for info in where.ask("apps")
-    ]
+    )
 
 
 def find(name: str, host: Host | str | None = None) -> AppInfo:
@@ -104,7 +127,7 @@ def find(name: str, host: Host | str | None = None) -> AppInfo:
 class _Apps(types.ModuleType):
     """The module, which can be called."""
 
-    def __call__(self, host: Host | str | None = None) -> list[AppInfo]:
+    def __call__(self, host: Host | str | None = None) -> Apps:
         """As `listed`."""
         return listed(host)
 

@@ -16,6 +16,7 @@ from urllib.parse import urlencode
 from fal_agent.errors import AppClientError, FalServerlessError
 from fal_agent.wire import AppSpec, Failure, Log, Result, Serving, Stage
 from fal_notebook.display import apps as app_display
+from fal_notebook.display import in_kernel
 from fal_notebook.forwarding import Forwarder
 
 if TYPE_CHECKING:
@@ -157,8 +158,14 @@ class AppSpawnInfo:
     def __repr__(self) -> str:
         return f"<app {self.name!r} on {self.host.name!r}: {self.state}, {self.url}>"
 
-    def _repr_mimebundle_(self, **_options: Any) -> Any:
-        return self._face.mimebundle()
+    def _ipython_display_(self) -> None:
+        """Show a card that is kept up to date."""
+        if not in_kernel():
+            raise NotImplementedError  # IPython then shows the text
+        self._face.show()
+
+    def _repr_mimebundle_(self, **_options: Any) -> dict[str, str]:
+        return self._face.bundle()
 
     # ------------------------------------------------------------ inside
 
@@ -213,6 +220,7 @@ class _Stream:
         """End the app; returns at once."""
         run = self._info.future
         if not run.done():
+            self._info._face.stopping()  # noqa: SLF001 - the two are one
             run.interrupt()
 
 

@@ -30,7 +30,10 @@ _MAX_FUNCTION = 200  # lines above, up to which they begin with the function
 _OURS = str(Path(__file__).parent)
 _OURS_TOO = str(Path(_OURS).with_name("fal_notebook"))
 _STDLIB = str(Path(os.__file__).parent)
-_MACHINERY = ("runpy", "asyncio", "concurrent.futures", "threading", "IPython.core", "nest_asyncio")
+_MACHINERY = (
+    *("runpy", "asyncio", "concurrent.futures", "threading", "contextlib"),
+    *("IPython.core", "nest_asyncio", "starlette", "fastapi", "anyio"),
+)
 
 
 class Sources:

@@ -339,7 +339,10 @@ class LaneClosed:
 
 @dataclass(frozen=True)
 class Stage:
-    """A run entered a phase: queue, resolve, build, start, run."""
+    """A run entered a phase: queue, resolve, build, start, run.
+
+    Of an app, "serve" is a remark about its runners, and "runners" says how many serve.
+    """
 
     type: ClassVar[str] = "stage"
     run_id: str

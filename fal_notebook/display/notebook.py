@@ -203,31 +203,39 @@ class _Board:
 
 
 class _RunningCell:
-    """The cell that is running, or ran last, and its board."""
+    """The cell that is running, or ran last, its board, and the displays that may still change."""
 
     def __init__(self) -> None:
         self.parent: Any = None
         self._board: _Board | None = None
-        self._boards: list[_Board] = []
+        self._followed: list[_Board | UpdatedDisplay] = []
 
     def board(self) -> _Board:
         """The board of the running cell, made if it has none."""
+        self._watch()
+        if self._board is None:
+            self._board = _Board(self.parent)
+            self.follow(self._board)
+        return self._board
+
+    def follow(self, display: _Board | UpdatedDisplay) -> None:
+        """Let a display redraw when a cell starts, until it is settled."""
+        self._watch()
+        self._followed = [known for known in self._followed if not known.is_settled]
+        self._followed.append(display)
+
+    def _watch(self) -> None:
         if self.parent is None:
             from IPython import get_ipython
 
             get_ipython().events.register("pre_run_cell", self._enter)
             self.parent = _parent_header()
-        if self._board is None:
-            self._board = _Board(self.parent)
-            self._boards = [board for board in self._boards if not board.is_settled]
-            self._boards.append(self._board)
-        return self._board
 
     def _enter(self, *_info: Any) -> None:
         """A cell starts: what changed while none was running is drawn now."""
         self.parent, self._board = _parent_header(), None
-        for board in self._boards:
-            board.redraw_now()
+        for display in self._followed:
+            display.redraw_now()
 
 
 _running = _RunningCell()
@@ -269,17 +277,44 @@ class _StatusLine:
 
 
 class UpdatedDisplay:
-    """One display of the cell that is running now, which may be updated later, from any thread."""
+    """One display in as many cells as show it, which may be updated in all of them, from any thread."""
 
     def __init__(self) -> None:
-        self._parent = _parent_header()
         self._display_id = f"fal-{uuid.uuid4().hex}"
-        self._is_new = True
+        self._data: dict[str, Any] = {}
+        self._is_shown = self._may_be_missed = False
+        self._lock = threading.Lock()
+        self.is_settled = False
+        _running.follow(self)
 
-    def show(self, data: dict[str, str]) -> None:
+    def show(self, data: dict[str, Any]) -> None:
+        """Show this in the cell that is running, and wherever it was shown before."""
+        if self._is_shown:
+            self.update(data)
+        with self._lock:
+            self._data, self._is_shown = data, True
+            _publish(data, {}, display_id=self._display_id, parent=_parent_header())
+
+    def update(self, data: dict[str, Any]) -> None:
         """Show this instead of what was shown before."""
-        _publish(data, {}, display_id=self._display_id, update=not self._is_new, parent=self._parent)
-        self._is_new = False
+        with self._lock:
+            self._data, self._may_be_missed = data, True
+            self._publish()
+
+    def redraw_now(self) -> None:
+        """A cell starts: repeat what a front end may have missed that hears only running cells."""
+        with self._lock:
+            if self._may_be_missed:
+                self._may_be_missed = False
+                self._publish()
+
+    def _publish(self) -> None:
+        # As with a board: an update is found by its id, whatever cell it comes from.
+        _publish(self._data, {}, display_id=self._display_id, update=True, parent=_running.parent)
+
+    def close(self) -> None:
+        """There will be no further update, but for those who missed the last one."""
+        self.is_settled = True
 
 
 def _note(content: str) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fal_agent.wire import Stage
     from fal_notebook.hosts.base import Received
 
-__all__ = ["TICK", "Phases", "TextDecoder"]
+__all__ = ["TICK", "Phases", "TextDecoder", "phase_words"]
 
 TICK = 1.0  # seconds between two looks at a phase of which nothing is heard
 
@@ -78,8 +78,12 @@ class Phases:
             names = list(dict.fromkeys(_WORDS.get(phase, phase) for phase, _, _ in self._passed))
             return f"{', '.join(names)}: {seconds:.1f} s"
         phase, text, _ = self._passed[-1]
-        detail = f" · {text}" if text else ""
-        return f"{_WORDS.get(phase, phase)}{detail} · {seconds:.0f} s"
+        return f"{phase_words(phase, text)} · {seconds:.0f} s"
+
+
+def phase_words(phase: str, text: str) -> str:
+    """Say what goes on in a phase, with what the host says of it."""
+    return " · ".join(filter(None, (_WORDS.get(phase, phase), text)))
 
 
 class TextDecoder:

@@ -6,8 +6,18 @@ Runs in the notebook.
 from __future__ import annotations
 
 import html
+import time
 
-__all__ = ["Table"]
+__all__ = ["Table", "ago"]
+
+
+def ago(moment: float) -> str:
+    """Say how long ago a moment is, given in seconds since the Unix epoch."""
+    seconds = max(0.0, time.time() - moment)
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
 
 
 class Table:
@@ -32,12 +42,21 @@ class Table:
         return "\n".join(line.rstrip() for line in padded)
 
     def _repr_html_(self) -> str:
+        return self.html()
+
+    def html(self) -> str:
+        """The table as HTML; local addresses are links."""
         head = "".join(f"<th style='text-align:left'>{html.escape(word)}</th>" for word in self.heading)
         body = "".join(
-            "<tr>"
-            + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row)
-            + "</tr>"
+            "<tr>" + "".join(f"<td style='text-align:left'>{_cell_html(cell)}</td>" for cell in row) + "</tr>"
             for row in self.rows
         )
         top = f"<thead><tr>{head}</tr></thead>" if any(self.heading) else ""
         return f"<table>{top}<tbody>{body or '<tr><td>(none)</td></tr>'}</tbody></table>"
+
+
+def _cell_html(cell: str) -> str:
+    text = html.escape(cell)
+    if cell.startswith("http://127.0.0.1:"):
+        return f'<a href="{text}" target="_blank" rel="noopener noreferrer">{text}</a>'
+    return text

@@ -6,16 +6,17 @@ Runs in the notebook.
 from __future__ import annotations
 
 import shlex
-import time
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
 
-from fal_notebook.display.tables import Table
+from fal_notebook.display.tables import Table, ago
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from fal_notebook.apps import Apps
 
 __all__ = ["COMMANDS", "LineMagics"]
 
@@ -113,7 +114,7 @@ def _environments(name: str | None, _flags: set[str]) -> Table:
             info["python"],
             str(info["packages"]),
             f"{info['bytes'] // _MIB:,} MiB",
-            _ago(info["last_used"]),
+            ago(info["last_used"]),
         ]
         for info in _ask(name, "environments")
     ]
@@ -122,7 +123,7 @@ def _environments(name: str | None, _flags: set[str]) -> Table:
 
 def _runs(name: str | None, _flags: set[str]) -> Table:
     rows = [
-        [run["run_id"], run["state"], _ago(run["submitted_at"]), run["label"]]
+        [run["run_id"], run["state"], ago(run["submitted_at"]), run["label"]]
         for run in _ask(name, "runs", limit=30)
     ]
     return Table(["run", "state", "submitted", "what"], rows)
@@ -136,14 +137,10 @@ def _attach(run_id: str | None, _flags: set[str]) -> Any:
     return attach(run_id)
 
 
-def _apps(name: str | None, _flags: set[str]) -> Table:
+def _apps(name: str | None, _flags: set[str]) -> Apps:
     from fal_notebook import apps
 
-    rows = [
-        [info.name, info.state, info.url, info.auth or "only you", str(info.in_flight), _ago(info.since)]
-        for info in apps.listed(name)
-    ]
-    return Table(["app", "state", "URL", "for", "requests", "spawned"], rows)
+    return apps.listed(name)
 
 
 def _key(_name: str | None, _flags: set[str]) -> str:
@@ -183,14 +180,6 @@ def _ask(name: str | None, question: str, **arguments: Any) -> Any:
     from fal_notebook.hosts import registry
 
     return registry.get_host(name).ask(question, **arguments)
-
-
-def _ago(moment: float) -> str:
-    seconds = max(0.0, time.time() - moment)
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit} ago"
-    return f"{seconds:.0f} s ago"
 
 
 class _Text(str):

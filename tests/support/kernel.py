@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Cell", "Kernel", "start_kernel"]
 
+_VIEW = "application/vnd.jupyter.widget-view+json"
+
 
 @dataclass
 class Cell:
@@ -65,11 +67,15 @@ class Kernel:
 
     Attributes:
         cells: every cell that was run, the oldest first.
+        widgets: the state of each widget, by its id.
+        updates: how often a display was updated.
     """
 
     def __init__(self, client: Any, manager: Any) -> None:
         self._client, self._manager = client, manager
         self.cells: list[Cell] = []
+        self.widgets: dict[str, dict[str, Any]] = {}
+        self.updates = 0
         self._displays: dict[str, list[dict[str, Any]]] = {}
 
     def run(self, code: str, *, timeout: float = 90.0) -> Cell:
@@ -101,6 +107,14 @@ class Kernel:
         """Press the stop button."""
         self._manager.interrupt_kernel()
 
+    def press(self, cell: Cell, *, label: str = "Stop") -> None:
+        """Press the button that stands below a cell, as a front end with widgets does."""
+        views = [o["data"][_VIEW]["model_id"] for o in cell.outputs if _VIEW in o.get("data", {})]
+        assert len(views) == 1, cell.outputs
+        assert self.widgets[views[0]]["description"] == label
+        content = {"comm_id": views[0], "data": {"method": "custom", "content": {"event": "click"}}}
+        self._client.shell_channel.send(self._client.session.msg("comm_msg", content))
+
     def complete(self, code: str) -> list[str]:
         """Press Tab at the end of `code`."""
         reply = self._client.complete(code, reply=True, timeout=30)
@@ -115,7 +129,12 @@ class Kernel:
             return
         kind, content = message["msg_type"], message["content"]
         cell = next((c for c in self.cells if c.message_id == message["parent_header"].get("msg_id")), None)
-        if kind == "update_display_data":
+        if kind == "comm_open":
+            self.widgets[content["comm_id"]] = dict(content["data"]["state"])
+        elif kind == "comm_msg" and content["comm_id"] in self.widgets:
+            self.widgets[content["comm_id"]].update(content["data"].get("state", {}))
+        elif kind == "update_display_data":
+            self.updates += 1
             for output in self._displays.get(content["transient"]["display_id"], []):
                 output.update(data=content["data"], metadata=content["metadata"])
         elif cell is not None:

@@ -78,7 +78,7 @@ class App:
         self._most = most_runners(self._scaling)
         self._gateway: Optional[GatewayRun] = None
         self._changed = asyncio.Event()
-        self._restarts = 0
+        self._restarts = self._told = 0
         self._has_served = False
         self._ready_at = self._idle_at = 0.0
         self._draining: set[Runner] = set()
@@ -170,6 +170,9 @@ class App:
         ready = [runner for runner in self.runners if runner.is_ready]
         if self._gateway is not None:
             self._gateway.route([[runner.run_id, runner.path] for runner in ready])
+        if len(ready) != self._told and self._stopping is None and self.state != "failed":
+            self._told = len(ready)
+            self.run.stage("runners", str(self._told))
         if not ready and self.state == "ready":
             self._set_state("starting")
         elif ready and self.state == "starting" and (self._gateway is None or self._gateway.is_ready):

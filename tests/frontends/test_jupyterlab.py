@@ -1,0 +1,108 @@
+"""The card of an app as a person sees it: JupyterLab in a browser."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from support.jupyterlab import Lab, find_chromium, start_lab
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.skipif(find_chromium() is None, reason="needs Chromium: tools/setup-system"),
+    pytest.mark.skipif(
+        int(importlib.metadata.version("ipykernel").partition(".")[0]) < 7,
+        reason="an older kernel hears no button while a cell runs",
+    ),
+]
+
+EVIL = "<script>window.evil = 1</script><img src=x onerror='window.evil = 2'>"
+SPAWN = f'''%load_ext fal_notebook
+import time
+import fal_notebook as fal
+
+class Echo(fal.App, name="NAME"):
+    def setup(self):
+        print("\\x1b[31mloading\\x1b[0m", flush=True)
+        print("""{EVIL}""", flush=True)
+
+    @fal.endpoint("/")
+    def echo(self, text: str) -> str:
+        return text
+
+app = Echo.spawn()
+app'''
+WAIT = "while not app.future.done():\n    time.sleep(0.1)\nprint('seen to end')"
+
+
+@pytest.fixture(scope="module")
+def lab(own_folders: Path) -> Iterator[Lab]:
+    with start_lab(PYTHONPATH=os.pathsep.join(filter(None, sys.path))) as lab:
+        yield lab
+
+
+def test_the_card_is_live_and_the_button_stops_the_app_while_a_cell_runs(lab: Lab) -> None:
+    path = lab.write("live.ipynb", [SPAWN.replace("NAME", "live"), "app.wait()\napp", WAIT])
+    lab.open("live.ipynb")
+    lab.run_all()
+    for cell in (0, 1):
+        lab.output(cell).get_by_text("● ready").wait_for()
+        lab.output(cell).get_by_text(f"loading\n{EVIL}").wait_for()
+    assert lab.output(0).get_by_role("link").get_attribute("href").startswith("http://127.0.0.1:")
+
+    lab.output(1).get_by_role("button", name="Stop").click()
+    lab.output(2).get_by_text("seen to end").wait_for()
+    for cell in (0, 1):
+        lab.output(cell).get_by_text("● stopped").wait_for()
+        lab.output(cell).get_by_role("button").wait_for(state="hidden")
+        assert not lab.output(cell).get_by_text(EVIL).is_visible()  # folded
+    lab.output(0).locator("summary").click()
+    lab.output(0).get_by_text(EVIL).wait_for()
+    assert lab.page.evaluate("window.evil") is None
+    assert lab.problems == []
+
+    lab.save()
+    outputs = json.loads(path.read_text())["cells"][0]["outputs"]
+    assert "live on local: stopped" in "".join(outputs[0]["data"]["text/plain"])
+    assert "widget" not in json.dumps([output["data"] for output in outputs[1:]])
+
+
+def test_a_notebook_saved_while_the_app_lives_reads_well_without_its_kernel(lab: Lab) -> None:
+    path = lab.write("saved.ipynb", [SPAWN.replace("NAME", "saved"), "app.wait()"])
+    lab.open("saved.ipynb")
+    lab.run_all()
+    lab.output(0).get_by_text("● ready").wait_for()
+    lab.output(0).get_by_role("button", name="Stop").wait_for()
+    lab.wait_idle()
+    lab.save()
+    saved = path.read_text()
+    assert "widget-view" in saved
+
+    lab.open("saved.ipynb")  # its kernel lives: the button works
+    lab.output(0).get_by_role("button", name="Stop").click()
+    lab.output(0).get_by_role("button", name="Stopped").wait_for()
+    lab.shut_down_kernels()
+    path.write_text(saved)
+
+    lab.open("saved.ipynb")
+    view = lab.output(0).get_by_text("Error displaying widget")
+    view.wait_for(state="attached")
+    assert not view.is_visible()
+    assert lab.output(0).inner_text().rstrip().endswith(EVIL)
+    lab.output(0).get_by_text("● ready").wait_for()
+    lab.shut_down_kernels()
+
+    stranger = path.with_name("stranger.ipynb")  # somebody else's file: JupyterLab does not trust it
+    stranger.write_text(saved.replace("app.wait()", "app.wait( )"))
+    lab.open("stranger.ipynb")
+    lab.output(0).get_by_text("● ready").wait_for()
+    assert lab.output(0).inner_text().rstrip().endswith("stop it with app.stop()")
+    assert lab.page.evaluate("window.evil") is None
+    lab.shut_down_kernels()

@@ -1,0 +1,217 @@
+"""A real JupyterLab in a real Chromium, driven as a person drives it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from support.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Lab", "find_chromium", "start_lab"]
+
+_CHROMIUM = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+# JupyterLab's own view of the notebook; the application is in the page because the server was told so.
+_KERNEL_IS_IDLE = """() => {
+  const panel = window.jupyterapp && jupyterapp.shell.currentWidget;
+  const session = panel && panel.sessionContext && panel.sessionContext.session;
+  const kernel = session && session.kernel;
+  return kernel && kernel.connectionStatus == 'connected' && kernel.status == 'idle';
+}"""
+SECONDS = 60.0
+
+
+def find_chromium() -> str | None:
+    """Give the path of Chromium, or of a browser like it; None if there is none."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next((path for path in map(shutil.which, names) if path), None)
+
+
+class Lab:
+    """One JupyterLab and one page of it.
+
+    Attributes:
+        page: the page, as playwright has it.
+        folder: where notebooks are.
+        problems: what the page said went wrong.
+    """
+
+    def __init__(self, url: str, token: str, folder: Path, page: Any) -> None:
+        self.folder, self.page = folder, page
+        self.problems: list[str] = []
+        self._url, self._token = url, token
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
+        page.set_default_timeout(SECONDS * 1000)
+
+    def write(self, name: str, cells: list[str]) -> Path:
+        """Write a notebook with these cells of code."""
+        import nbformat
+
+        path = self.folder / name
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+        notebook.metadata.kernelspec = {
+            "name": "python3",
+            "display_name": "Python 3 (ipykernel)",
+            "language": "python",
+        }
+        nbformat.write(notebook, path)
+        return path
+
+    def open(self, name: str) -> None:
+        """Open a notebook in a fresh page of JupyterLab and wait for its kernel."""
+        self.page.goto(f"{self._url}/lab/tree/{name}?reset&token={self._token}")
+        self.page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell")
+        self.page.wait_for_function(_KERNEL_IS_IDLE)
+
+    def command(self, name: str, arguments: dict[str, Any] | None = None) -> None:
+        """Do what a menu's entry does."""
+        self.page.evaluate(
+            "([name, arguments]) => { jupyterapp.commands.execute(name, arguments); }",
+            [name, arguments or {}],
+        )
+
+    def run_all(self) -> None:
+        """Run every cell; returns at once."""
+        self.command("notebook:run-all-cells")
+
+    def wait_idle(self) -> None:
+        """Wait until the kernel has nothing to do."""
+        self.page.wait_for_function(_KERNEL_IS_IDLE)
+
+    def save(self) -> None:
+        """Save the notebook and wait until it is saved."""
+        self.page.evaluate("() => jupyterapp.shell.currentWidget.context.save()")
+
+    def output(self, cell: int) -> Any:
+        """What stands below a cell, counted from 0."""
+        return self.page.locator(".jp-CodeCell").nth(cell).locator(".jp-Cell-outputArea")
+
+    def kernels(self) -> list[Any]:
+        """The kernels that run."""
+        return self._ask("/api/kernels")
+
+    def shut_down_kernels(self) -> None:
+        """End every kernel."""
+        for kernel in self.kernels():
+            self._ask(f"/api/kernels/{kernel['id']}", "DELETE")
+
+    def _ask(self, path: str, method: str = "GET") -> Any:
+        request = urllib.request.Request(
+            f"{self._url}{path}", method=method, headers={"Authorization": f"token {self._token}"}
+        )
+        with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None
+
+
+@contextlib.contextmanager
+def start_lab(
+    *, width: int = 1200, height: int = 900, dark: bool = False, **environment: str
+) -> Iterator[Lab]:
+    """Start JupyterLab on loopback and open a browser for it.
+
+    Args:
+        width: of the page, in pixels.
+        height: likewise.
+        dark: with JupyterLab's dark theme.
+        environment: variables of its kernels besides those of this process.
+    """
+    from playwright.sync_api import sync_playwright
+
+    chromium = find_chromium()
+    assert chromium is not None, "there is no Chromium"
+    with (
+        tempfile.TemporaryDirectory(prefix="fal-lab-") as place,
+        _server(Path(place), dark=dark, environment=environment) as (url, token, folder),
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=chromium, args=_CHROMIUM) as browser,
+    ):
+        page = browser.new_page(viewport={"width": width, "height": height})
+        yield Lab(url, token, folder, page)
+
+
+@contextlib.contextmanager
+def _server(place: Path, *, dark: bool, environment: dict[str, str]) -> Iterator[tuple[str, str, Path]]:
+    """Run the server with settings of its own."""
+    folder = place / "work"
+    folder.mkdir()
+    _settings(place / "settings", dark=dark)
+    port, token = _free_port(), secrets.token_hex(16)
+    url = f"http://127.0.0.1:{port}"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1"),
+            *(f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}"),
+            *(f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True"),
+        ],
+        env={**os.environ, **_folders(place), **environment},
+        stdout=(place / "log").open("w"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        until(lambda: _answers(f"{url}/api/status?token={token}", process, place / "log"), seconds=SECONDS)
+        yield url, token, folder
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def _folders(place: Path) -> dict[str, str]:
+    """Keep this JupyterLab away from the user's."""
+    return {
+        "JUPYTER_CONFIG_DIR": f"{place}/config",
+        "JUPYTER_DATA_DIR": f"{place}/data",
+        "JUPYTER_RUNTIME_DIR": f"{place}/runtime",
+        "JUPYTERLAB_SETTINGS_DIR": f"{place}/settings",
+        "JUPYTERLAB_WORKSPACES_DIR": f"{place}/workspaces",
+        "IPYTHONDIR": f"{place}/ipython",
+    }
+
+
+def _settings(folder: Path, *, dark: bool) -> None:
+    """No pop-up with news, and the theme."""
+    plugins = folder / "@jupyterlab" / "apputils-extension"
+    plugins.mkdir(parents=True)
+    news = {"fetchNews": "false", "checkForUpdates": False}
+    theme = {"theme": "JupyterLab Dark" if dark else "JupyterLab Light"}
+    (plugins / "notification.jupyterlab-settings").write_text(json.dumps(news))
+    (plugins / "themes.jupyterlab-settings").write_text(json.dumps(theme))
+
+
+def _answers(url: str, process: subprocess.Popen[bytes], log: Path) -> bool:
+    assert process.poll() is None, log.read_text()
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
