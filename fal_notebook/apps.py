@@ -49,7 +49,7 @@ class AppInfo:
     @property
     def url(self) -> str:
         """A local URL of the app; one is made where another notebook spawned it."""
-        from fal_notebook.spawned import local_url
+        from fal_notebook.app_ports import local_url
 
         return local_url(get_host(self.host), self.name)
 
@@ -59,7 +59,11 @@ class AppInfo:
         Raises:
             FalServerlessError: it has ended already.
         """
-        get_host(self.host).ask("app_stop", name=self.name)
+        from fal_notebook.app_ports import close_when_gone
+
+        host = get_host(self.host)
+        host.ask("app_stop", name=self.name)
+        close_when_gone(host, self.name)
 
 
 class Apps(list[AppInfo]):

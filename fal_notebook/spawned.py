@@ -15,23 +15,21 @@ from urllib.parse import urlencode
 
 from fal_agent.errors import AppClientError, FalServerlessError
 from fal_agent.wire import AppSpec, Failure, Log, Result, Serving, Stage
+from fal_notebook.app_ports import ADDRESS_TIMEOUT, close_when_gone, local_url, url_if_open
 from fal_notebook.display import apps as app_display
 from fal_notebook.display import in_kernel
-from fal_notebook.forwarding import Forwarder
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from fal_notebook.hosts.base import ByteStream, Host, Received
+    from fal_notebook.hosts.base import Host, Received
     from fal_notebook.run import Run
 
-__all__ = ["AppSpawnInfo", "LogEntry", "local_url"]
+__all__ = ["AppSpawnInfo", "LogEntry"]
 
-_ADDRESS_TIMEOUT = 600.0  # seconds to wait for a runner, unless the app's startup_timeout is longer
 _STOP_SECONDS = 10.0  # beyond the app's grace, in which a stop is over
 _NO_ANSWER = 504  # the status of an error about an answer that did not come
-_ANSWER_SECONDS = 10.0  # beyond its patience, in which the agent answers
-_TRIES = 4  # to reach runners that go away
+_ENDS = {"cancelled": "stopped", "interrupted": "stopped", "link": "disconnected"}  # by kind of failure
 _KEPT_LOGS = 10_000  # entries that wait for somebody to take them from `logs`
 
 
@@ -64,7 +62,10 @@ class AppSpawnInfo:
         logs: entries as they come, the last 10,000 of those nobody took.
         future: the app's run: done when the app has ended, failed if it could not start.
         headers: what requests must carry; with `app_auth="private"` the key.
-        state: "starting", "ready", "stopped" or "failed".
+        state: "starting", "ready", "stopped", "failed" or, when the connection to the host broke,
+        "disconnected":
+            then the app goes on if the host and the agent there do, its URL connects again, and `stop()` ends
+            it.
     """
 
     def __init__(
@@ -77,15 +78,20 @@ class AppSpawnInfo:
         self.future: Run
         self._spec, self._token = spec, token
         self._decided = threading.Event()  # whether this version serves, or will not
-        self._patience = max(_ADDRESS_TIMEOUT, startup_timeout or 0.0)
+        self._patience = max(ADDRESS_TIMEOUT, startup_timeout or 0.0)
         self._face = app_display.card(self)
 
     # ------------------------------------------------------------ reaching it
 
     @property
     def url(self) -> str:
-        """The local address, "http://127.0.0.1:PORT"; a request waits until a runner is ready."""
-        return local_url(self.host, self.name, patience=self._patience)
+        """The local address, "http://127.0.0.1:PORT"; a request waits until a runner is ready.
+
+        A minute after the app's end nobody listens there any more; spawned again, it gets the port again, if
+        that is still free.
+        """
+        had = url_if_open(self.host, self.name) if self.state in ("stopped", "failed") else None
+        return had or local_url(self.host, self.name, patience=self._patience)
 
     @property
     def link(self) -> str:
@@ -136,7 +142,7 @@ class AppSpawnInfo:
         """
         self.stream.cancel()
         deadline = time.monotonic() + self._spec.grace + _STOP_SECONDS
-        while not self.future.done():
+        while not self._is_over():
             if time.monotonic() > deadline:
                 raise FalServerlessError(
                     f"{self.name!r} on {self.host.name!r} has not ended; kill it: .kill()"
@@ -145,7 +151,15 @@ class AppSpawnInfo:
 
     def kill(self) -> None:
         """End the app by force."""
-        self.future.kill()
+        if self.state == "disconnected":
+            self.ask_to_end(kill=True)
+        else:
+            self.future.kill()
+
+    def ask_to_end(self, *, kill: bool = False) -> None:
+        """End the app by its name, where the connection that it was spawned over is no more."""
+        if self._is_listed():
+            self.host.ask("app_stop", name=self.name, kill=kill)
 
     def __enter__(self) -> AppSpawnInfo:
         return self
@@ -175,6 +189,16 @@ class AppSpawnInfo:
             return None
         return self.future.exception() or FalServerlessError(f"the app {self.name!r} was stopped")
 
+    def _is_over(self) -> bool:
+        """Whether the app has ended."""
+        if self.state == "disconnected" and not self._is_listed():
+            self.state = "stopped"
+            close_when_gone(self.host, self.name)
+        return self.future.done() and self.state != "disconnected"
+
+    def _is_listed(self) -> bool:
+        return any(app["run_id"] == self.future.run_id for app in self.host.ask("apps"))
+
     def begin(self, run: Run) -> None:
         """Belong to the app's run."""
         self.future = run
@@ -190,11 +214,12 @@ class AppSpawnInfo:
         elif isinstance(event, Result):
             self.state = "stopped"
         elif isinstance(event, Failure):
-            self.state = "stopped" if event.kind in ("cancelled", "interrupted") else "failed"
+            self.state = _ENDS.get(event.kind, "failed")
         elif isinstance(event, Stage) and event.phase == "serve":
             self._keep(LogEntry(event.text + "\n", "INFO", "BRIDGE", event.sent_at))
         if isinstance(event, (Result, Failure)):
             self._decided.set()
+            close_when_gone(self.host, self.name)
         self._face.take(received)
 
     def _log(self, event: Log, text: str) -> None:
@@ -219,63 +244,8 @@ class _Stream:
     def cancel(self) -> None:
         """End the app; returns at once."""
         run = self._info.future
-        if not run.done():
+        if self._info.state == "disconnected":
+            self._info.ask_to_end()
+        elif not run.done():
             self._info._face.stopping()  # noqa: SLF001 - the two are one
             run.interrupt()
-
-
-def local_url(host: Host, name: str, *, patience: float = _ADDRESS_TIMEOUT) -> str:
-    """Give the local URL of an app; the same one as long as this process lives.
-
-    Args:
-        host: where the app is.
-        name: the app's name there.
-        patience: seconds that a connection waits for a runner to be ready.
-    """
-    with _lock:
-        key = (host.name, name)
-        if key not in _forwarders:
-            _forwarders[key] = Forwarder(_Dialler(host, name, patience).dial, name=name)
-        url: str = _forwarders[key].url
-        return url
-
-
-class _Dialler:
-    """Connects to whichever runner an app has now."""
-
-    def __init__(self, host: Host, name: str, patience: float) -> None:
-        self._host, self._name, self._patience = host, name, patience
-        self._path: str | None = None
-
-    def dial(self) -> ByteStream:
-        """Connect to a runner; one is started if there is none.
-
-        Raises:
-            FalServerlessError: the app has ended, or no runner is ready in time.
-            HostError: the host cannot be reached.
-        """
-        client = self._host.connect()  # type: ignore[attr-defined] # a host that serves apps has an agent
-        for _ in range(_TRIES):
-            path = self._path or self._ask()
-            try:
-                stream: ByteStream = client.dial(path)
-            except OSError:  # that runner has gone
-                self._path = None
-            else:
-                self._path = path
-                return stream
-        raise FalServerlessError(
-            f"runners of {self._name!r} on {self._host.name!r} go away as soon as they are there; see its log"
-        )
-
-    def _ask(self) -> str:
-        """Ask the agent for the socket of a runner; it answers when there is one."""
-        patience = self._patience
-        answer = self._host.ask(
-            "app_address", name=self._name, patience=patience, timeout=patience + _ANSWER_SECONDS
-        )
-        return str(answer)
-
-
-_forwarders: dict[tuple[str, str], Forwarder] = {}  # by host and app: a new version keeps the URL
-_lock = threading.Lock()

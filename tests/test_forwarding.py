@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 import websockets
+from support.peer import Peer, connect, fill, read_all
 from support.waiting import until
 from support.web_backend import PIECE, Backend
 
@@ -61,39 +62,10 @@ def forward() -> Iterator[Callable[..., Forwarder]]:
     assert threads() == []
 
 
-class Peer:
-    """A stand-in for an app: the test holds the other end of each stream that was dialled."""
-
-    def __init__(self) -> None:
-        self.ends: list[socket.socket] = []
-
-    def dial(self) -> socket.socket:
-        ours, theirs = socket.socketpair()
-        self.ends.append(theirs)
-        return ours
-
-    def end(self, number: int = 0) -> socket.socket:
-        until(lambda: len(self.ends) > number)
-        return self.ends[number]
-
-
 @pytest.fixture
 def peer() -> Iterator[Peer]:
-    made = Peer()
-    yield made
-    for end in made.ends:
-        end.close()
-
-
-def connect(forwarder: Forwarder) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", forwarder.port), 20)
-
-
-def read_all(end: socket.socket) -> bytes:
-    pieces = []
-    while piece := end.recv(1 << 20):
-        pieces.append(piece)
-    return b"".join(pieces)
+    with Peer() as made:
+        yield made
 
 
 # ---------------------------------------------------------------- requests
@@ -225,6 +197,7 @@ def test_the_end_of_the_answer_is_passed_on_and_the_request_may_go_on(
 ) -> None:
     forwarder = forward(peer.dial)
     with connect(forwarder) as client:
+        client.sendall(b"question, ")
         peer.end().sendall(b"greeting")
         peer.end().shutdown(socket.SHUT_WR)
         assert read_all(client) == b"greeting"
@@ -232,7 +205,7 @@ def test_the_end_of_the_answer_is_passed_on_and_the_request_may_go_on(
         client.sendall(b"late words")
         client.shutdown(socket.SHUT_WR)
 
-        assert read_all(peer.end()) == b"late words"
+        assert read_all(peer.end()) == b"question, late words"
     until(lambda: forwarder.connections == 0)
 
 
@@ -323,6 +296,7 @@ def break_off(end: socket.socket) -> None:
 def test_half_an_answer_does_not_look_like_a_whole_one(peer: Peer, forward: Callable[..., Forwarder]) -> None:
     forwarder = forward(peer.dial)
     with connect(forwarder) as client:
+        client.sendall(b"question")
         peer.end().sendall(b"half an ans")
         assert client.recv(100) == b"half an ans"
         client.sendall(b"something that is not read")
@@ -334,7 +308,7 @@ def test_half_an_answer_does_not_look_like_a_whole_one(peer: Peer, forward: Call
     until(lambda: forwarder.connections == 0)
 
 
-def test_an_app_that_breaks_before_it_answers_is_said_to_be_unavailable(
+def test_an_app_that_breaks_before_it_answers_is_said_to_have_done_so(
     peer: Peer, forward: Callable[..., Forwarder]
 ) -> None:
     forwarder = forward(peer.dial)
@@ -343,7 +317,7 @@ def test_an_app_that_breaks_before_it_answers_is_said_to_be_unavailable(
 
         break_off(peer.end())
 
-        assert read_all(client).startswith(b"HTTP/1.1 503 ")
+        assert read_all(client).startswith(b"HTTP/1.1 502 ")
     until(lambda: forwarder.connections == 0)
 
 
@@ -351,9 +325,11 @@ def test_a_silent_client_of_an_app_that_has_ended_is_let_go(
     peer: Peer, forward: Callable[..., Forwarder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pool of connections may keep one whose other side has ended, and not look at it again."""
-    monkeypatch.setattr("fal_notebook.forwarding.LINGER", 0.05)
+    monkeypatch.setattr("fal_notebook.forwarding.connection.LINGER", 0.05)
     forwarder = forward(peer.dial)
     with connect(forwarder) as client:
+        client.sendall(b"question")
+        assert peer.end().recv(100) == b"question"
         peer.end().close()
 
         until(lambda: forwarder.connections == 0)
@@ -363,21 +339,11 @@ def test_a_silent_client_of_an_app_that_has_ended_is_let_go(
 # ---------------------------------------------------------------- back-pressure
 
 
-def fill(end: socket.socket) -> int:
-    """Send until nothing more is taken; gives the number of bytes."""
-    end.setblocking(False)
-    sent = 0
-    while select.select([], [end], [], 0.5)[1]:
-        with contextlib.suppress(BlockingIOError):
-            sent += end.send(PIECE)
-    end.setblocking(True)
-    end.settimeout(20)
-    return sent
-
-
 def test_a_client_that_never_reads_holds_the_app_back(peer: Peer, forward: Callable[..., Forwarder]) -> None:
     forwarder = forward(peer.dial)
     with connect(forwarder) as client:
+        client.sendall(b"question")
+        assert peer.end().recv(100) == b"question"
         sent = fill(peer.end())
 
         assert sent < 64 << 20  # what the kernel's buffers hold, and no more
@@ -399,6 +365,7 @@ def test_an_app_that_never_reads_holds_the_client_back(peer: Peer, forward: Call
 def test_closing_ends_connections_that_are_stuck(peer: Peer, forward: Callable[..., Forwarder]) -> None:
     forwarder = forward(peer.dial)
     with connect(forwarder) as first, connect(forwarder) as second:
+        first.sendall(b"question")
         fill(peer.end(0))
         fill(second)
         fill(first)
@@ -500,7 +467,7 @@ def test_a_stream_that_comes_after_closing_is_closed(
     peer: Peer, forward: Callable[..., Forwarder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dialling cannot be interrupted, so `close` does not wait for it for ever."""
-    monkeypatch.setattr("fal_notebook.forwarding.JOIN_TIMEOUT", 0.01)
+    monkeypatch.setattr("fal_notebook.forwarding.forwarder.JOIN_TIMEOUT", 0.01)
     asked, goes_on = threading.Event(), threading.Event()
 
     def dial() -> socket.socket:
@@ -510,6 +477,7 @@ def test_a_stream_that_comes_after_closing_is_closed(
 
     forwarder = forward(dial)
     with connect(forwarder) as client:
+        client.sendall(b"question")
         assert asked.wait(20)
         forwarder.close()
         assert read_all(client) == b""

@@ -5,6 +5,7 @@ Runs in the notebook.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import threading
@@ -13,7 +14,7 @@ from abc import ABC, abstractmethod
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from fal_agent.errors import HostUnreachableError, LinkLostError
+from fal_agent.errors import HostError, HostUnreachableError, LinkLostError
 from fal_notebook import config
 from fal_notebook.hosts.reconnect import RECONNECT_SECONDS, Reconnector
 
@@ -42,6 +43,8 @@ class AgentHost(ABC):
         self._owner = 0  # the process that made the connection: a forked child makes its own
         self._connecting = threading.Lock()
         self._returning = Reconnector(name, self.connect, self._reconnect_seconds)
+        self._tries = 0  # to connect
+        self._failure: HostError | None = None  # of the last try
 
     @abstractmethod
     def _connect(self) -> AgentClient:
@@ -66,13 +69,25 @@ class AgentHost(ABC):
         client = self._client
         if client is not None and client.is_open and self._owner == os.getpid():
             return client
+        tries = self._tries
         with self._connecting:
             if not self.is_connected:
-                client = self._connect_anew()
-                client.on_lost = self._returning.take
-                self._client, self._owner = client, os.getpid()
+                if self._failure is not None and self._tries > tries:  # found out while this thread waited
+                    raise copy.copy(self._failure)
+                self._try()
             assert self._client is not None
             return self._client
+
+    def _try(self) -> None:
+        try:
+            client = self._connect_anew()
+            client.on_lost = self._returning.take
+            self._client, self._owner, self._failure = client, os.getpid(), None
+        except HostError as error:
+            self._failure = error
+            raise
+        finally:
+            self._tries += 1
 
     def submit(
         self, parcel: Parcel, sink: EventSink, *, run_id: str | None = None, attended: bool = False

@@ -98,6 +98,7 @@ class ParamikoLink:
         self._connection = connection
         self._transport = connection.transport
         self._by_command = False  # the server forbids forwarding to sockets
+        self._by_channel = False  # it is known to allow it
         self._prompt_replies = False
         self._sessions = 0  # open now
         self._sessions_ended = 0  # since the beginning
@@ -130,10 +131,13 @@ class ParamikoLink:
             return self._dial_by_command(socket_path)
         with self._lost_is_said():
             try:
-                return self._transport.open_unix(socket_path, timeout=OPEN_TIMEOUT)
+                stream = self._transport.open_unix(socket_path, timeout=OPEN_TIMEOUT)
             except ChannelRefused as refusal:
                 answer = refusal
-        if self.dial_command is None:
+            else:
+                self._by_channel = True
+                return stream
+        if self.dial_command is None or self._by_channel:
             if answer.reason == PROHIBITED:
                 raise HostError(f"{self._label}: the server forbids connections to sockets ({answer.text})")
             raise ConnectionRefusedError(f"{self._label}: nothing listens at {socket_path}")

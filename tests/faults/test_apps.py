@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -79,39 +80,65 @@ def test_an_agent_that_is_killed_takes_its_runners_with_it(
 
     with pytest.raises(exceptions.WorkerLostError):
         info.future.result(timeout=20)
+    assert info.state == "disconnected"
     until(lambda: not is_alive(pid))
     answer = httpx.post(info.url, timeout=30)
     assert answer.status_code == 503
     assert "pid" in answer.json()["detail"]
+    info.stop()
+    assert info.state == "stopped"
+    with Pid.spawn(host=host) as again:
+        again.wait()
+        assert again.url == info.url
+        assert httpx.post(info.url, timeout=30).json() != pid
     nothing_is_left()
 
 
-def test_a_runner_killed_while_it_answers_breaks_that_request_alone(bed: Bed, tmp_path: Path) -> None:
-    begun = tmp_path / "begun"
+def waiting_app(folder: Path, **settings: Any) -> type[fal.App]:
+    """Give an app whose first request for the pid waits, which it says by a file; the others do not."""
+    begun = folder / "begun"
 
-    class Waits(fal.App, name="waits"):
+    class Waits(fal.App, name="waits", **settings):
         @fal.endpoint("/")
         def pid(self, wait: bool) -> int:
             import time
 
-            if wait:
+            if wait and not begun.exists():
                 begun.touch()
                 time.sleep(600)
             return os.getpid()
 
-    host = bed.host()
-    info = Waits.spawn(host=host)
-    info.wait()
-    pid = httpx.post(info.url, json={"wait": False}, timeout=30).json()
-    from threading import Thread
+    return Waits
 
-    def strike() -> None:
-        until(begun.exists)
-        os.kill(pid, signal.SIGKILL)
 
-    Thread(target=strike).start()
-    with pytest.raises(httpx.RemoteProtocolError):
-        httpx.post(info.url, json={"wait": True}, timeout=30)
+def ask(info: Any, *, wait: bool = False) -> httpx.Response:
+    return httpx.post(info.url, json={"wait": wait}, timeout=30)
 
-    assert httpx.post(info.url, json={"wait": False}, timeout=30).json() != pid
-    info.stop()
+
+def test_a_request_whose_runner_is_killed_is_answered_by_the_next_one(bed: Bed, tmp_path: Path) -> None:
+    with waiting_app(tmp_path).spawn(host=bed.host()) as info:
+        info.wait()
+        pid = ask(info).json()
+        strike = Thread(target=lambda: (until((tmp_path / "begun").exists), os.kill(pid, signal.SIGKILL)))
+        strike.start()
+
+        answer = ask(info, wait=True)
+
+        strike.join()
+        assert (answer.status_code, answer.json() != pid) == (200, True)
+
+
+def test_a_request_that_may_not_be_repeated_is_told_that_its_runner_broke(bed: Bed, tmp_path: Path) -> None:
+    app = waiting_app(tmp_path, skip_retry_conditions=["connection_error"])
+    with app.spawn(host=bed.host()) as info:
+        info.wait()
+        pid = ask(info).json()
+        strike = Thread(target=lambda: (until((tmp_path / "begun").exists), os.kill(pid, signal.SIGKILL)))
+        strike.start()
+
+        answer = ask(info, wait=True)
+
+        strike.join()
+        assert answer.status_code == 502
+        assert "broke" in answer.json()["detail"]
+        assert ask(info).json() != pid

@@ -114,6 +114,11 @@ class App:
         ready = [runner for runner in self.runners if runner.is_ready]
         return ready[0] if ready and self._gateway is None else None
 
+    @property
+    def may_repeat(self) -> bool:
+        """Whether whoever dials may send a request again whose runner ended; a gateway does that itself."""
+        return self._gateway is None and "connection_error" not in self.spec.skip_retry
+
     def _swap(self, old: App, runner: Runner) -> None:
         """Load this version into the process that serves the old one; what is cached there stays."""
         self._pin_function()

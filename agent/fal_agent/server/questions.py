@@ -109,14 +109,15 @@ class Questions:
         """The apps that are served here, whoever spawned them."""
         return self._apps().infos()
 
-    async def on_app_address(self, name: str, patience: float = 600.0) -> str:
-        """Give the socket of an app once a runner listens there."""
-        return await self._apps().address(name, patience)
+    async def on_app_address(self, name: str, patience: float = 600.0) -> dict[str, Any]:
+        """Give the socket of an app once a runner listens, and whether to try again if it ends."""
+        path = await self._apps().address(name, patience)
+        return {"path": path, "may_repeat": self._apps().get(name).may_repeat}
 
-    async def on_app_stop(self, name: str) -> str:
-        """End an app; gives the id of its run, whose last event says that it has ended."""
+    async def on_app_stop(self, name: str, kill: bool = False) -> str:
+        """End an app, or kill it; gives the id of its run, whose last event says that it has ended."""
         app = self._apps().get(name)
-        app.stop()
+        app.kill() if kill else app.stop()
         return app.run.run_id
 
     async def on_stop(self, session: Optional[str] = None, everything: bool = False) -> dict[str, int]:
