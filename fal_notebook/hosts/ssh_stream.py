@@ -2,7 +2,8 @@
 
 Runs in the notebook. Knows channel messages but no sockets and no keys: what it sends goes to its
 `Outlet`, what arrives is handed in by the transport's thread, which is never made to wait here. What a
-server may send ahead is bounded by the window, so memory is too.
+server may send ahead is bounded by the window, so memory is too. Windows begin small and widen for those who
+read as fast as bytes come: a stream that nobody reads holds little, however many there are.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ STDERR = 1  # the kind of extended data that is standard error
 
 MAX_QUEUED = 256 << 10  # bytes one stream may have waiting in the outbox
 MAX_STDERR = 1 << 20  # bytes of standard error that are kept, the last ones
-ACKNOWLEDGE = 512 << 10  # bytes read after which the server hears of it
+ACKNOWLEDGE = 512 << 10  # bytes read after which the server hears of it, at the latest
+FIRST_WINDOW = 256 << 10  # bytes a server may send before we have read them
+WIDEST = 16 << 20  # the same for a stream that has been read quickly
 
 
 class ChannelRefused(Exception):  # noqa: N818 - an answer; the link makes an error of it
@@ -53,6 +56,9 @@ class Outlet(Protocol):
     def forget(self, stream: Stream) -> None:
         """Take note that both sides have closed the stream."""
 
+    def widen(self, size: int) -> int:
+        """Say how many bytes of `size` a stream's window may grow by; `forget` takes them back."""
+
     def why_lost(self) -> str:
         """Say in a few words how the connection ended."""
 
@@ -60,15 +66,15 @@ class Outlet(Protocol):
 class Stream:
     """A duplex stream; any thread may use it, a `sendall` is never split by another."""
 
-    def __init__(self, outlet: Outlet, number: int, window: int) -> None:
+    def __init__(self, outlet: Outlet, number: int) -> None:
         """Make the stream that the connection will know by `number`."""
         self.number = number
+        self.window = FIRST_WINDOW
         self.exit_status: int | None = None
         self.errors: deque[bytes] = deque()  # pieces of standard error
         self.close_sent = False  # written by the outlet alone, at the moment of sending
         self._outlet = outlet
         self._remote = 0
-        self._acknowledge = min(ACKNOWLEDGE, window // 2)
         self._changed = threading.Condition(threading.Lock())
         self._sending = threading.Lock()
         self._incoming: deque[bytes] = deque()
@@ -209,13 +215,22 @@ class Stream:
         return size
 
     def _to_acknowledge(self, size: int) -> int:
-        """Count bytes that were read; gives how many to tell the server of, 0 for none yet."""
+        """Count bytes that were read; gives how many more the server may send, 0 if it need not hear of it."""
         self._unacknowledged += size
         read = self._unacknowledged
-        if read < self._acknowledge or self._ended or self._lost:
+        if read < min(ACKNOWLEDGE, self.window // 2) or self._ended or self._lost:
             return 0
         self._unacknowledged = 0
-        return read
+        return read + self._widened()
+
+    def _widened(self) -> int:
+        """Widen the window if little waits to be read; gives by how much."""
+        waiting = sum(len(piece) for piece in self._incoming) - self._offset
+        if waiting > self.window // 4 or self.window >= WIDEST:
+            return 0
+        more = self._outlet.widen(min(self.window, WIDEST - self.window))
+        self.window += more
+        return more
 
     def _readable(self) -> bool:
         return bool(self._incoming) or self._ended or self._closed or self._lost

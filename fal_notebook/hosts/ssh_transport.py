@@ -21,11 +21,11 @@ import paramiko  # type: ignore[import-untyped]
 from paramiko import common
 
 from fal_notebook.hosts.ssh_packets import WatchfulPacketizer
-from fal_notebook.hosts.ssh_stream import ChannelRefused, ChannelSocket, Stream
+from fal_notebook.hosts.ssh_stream import FIRST_WINDOW, ChannelRefused, ChannelSocket, Stream
 
 __all__ = ["LinkTransport"]
 
-WINDOW = 16 << 20  # bytes a server may send before we have read them
+SPARE = 64 << 20  # bytes by which all streams together may widen their windows
 MAX_PACKET = 1 << 15
 LAST_KEX_MESSAGE = 49  # numbers from here on wait while keys change, and so does a service request
 RSA_SIGNATURES = ("rsa-sha2-512", "rsa-sha2-256")
@@ -103,6 +103,7 @@ class LinkTransport(paramiko.Transport):  # type: ignore[misc] # paramiko is unt
         self._said: str | None = None  # the server's parting words
         self._problem = ""  # why a write failed
         self._streams: dict[int, Stream] = {}
+        self._spare, self._spare_lock = SPARE, threading.Lock()
         self._outbox: deque[_Parcel] = deque()
         self._bell = threading.Event()
         self._writer = threading.Thread(target=self._write, name="fal-ssh-writer", daemon=True)
@@ -119,7 +120,7 @@ class LinkTransport(paramiko.Transport):  # type: ignore[misc] # paramiko is unt
         """
         with self.lock:
             number: int = self._next_channel()
-            stream = Stream(self, number, WINDOW)
+            stream = Stream(self, number)
             self._streams[number] = stream  # the base holds its channels weakly
             self._channels.put(number, stream)
             self.channels_seen[number] = True
@@ -127,7 +128,7 @@ class LinkTransport(paramiko.Transport):  # type: ignore[misc] # paramiko is unt
             stream._unlink()  # noqa: SLF001 - the base's name for it
         name = kind.encode("ascii")
         start = struct.pack("!BI", common.MSG_CHANNEL_OPEN, len(name)) + name
-        self.post(start + struct.pack("!III", number, WINDOW, MAX_PACKET) + details)
+        self.post(start + struct.pack("!III", number, FIRST_WINDOW, MAX_PACKET) + details)
         try:
             stream.wait_until_open(timeout)
         except BaseException as error:  # an interrupt, too, must leave nothing open
@@ -163,7 +164,16 @@ class LinkTransport(paramiko.Transport):  # type: ignore[misc] # paramiko is unt
     def forget(self, stream: Stream) -> None:
         """Let go of a stream that both sides have closed."""
         self._unlink_channel(stream.number)
-        self._streams.pop(stream.number, None)
+        if self._streams.pop(stream.number, None) is not None:
+            with self._spare_lock:
+                self._spare += stream.window - FIRST_WINDOW
+
+    def widen(self, size: int) -> int:
+        """Say how many bytes of `size` a stream's window may grow by."""
+        with self._spare_lock:
+            given = min(size, self._spare)
+            self._spare -= given
+        return given
 
     def why_lost(self) -> str:
         """Say in a few words how the connection ended."""

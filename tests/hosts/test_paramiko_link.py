@@ -14,7 +14,8 @@ import pytest
 
 from fal_agent.errors import HostError, LinkLostError
 from fal_notebook.hosts.paramiko_link import ParamikoLink, _shell_line, open_link
-from tests.support.socket_server import count_bytes, echo, read_exactly, socket_server
+from fal_notebook.hosts.ssh_stream import FIRST_WINDOW, WIDEST
+from tests.support.socket_server import count_bytes, echo, pour, read_exactly, socket_server
 from tests.support.sshd import SSHServer, start_sshd
 
 if TYPE_CHECKING:
@@ -309,8 +310,37 @@ def test_a_reader_that_pauses_bounds_what_is_held_in_memory(link: ParamikoLink, 
 
     count_bytes(link.dial(sock), 64 << 20)  # time enough for the other to run ahead
 
-    assert sum(map(len, stream._incoming)) <= 16 << 20
+    assert sum(map(len, stream._incoming)) <= FIRST_WINDOW
     stream.close()
+
+
+def test_many_that_pause_hold_little_each_and_nobody_up(link: ParamikoLink, sock: str) -> None:
+    paused = [link.dial(sock) for _ in range(100)]
+    for stream in paused:
+        stream.sendall(b"g" + (1 << 30).to_bytes(8, "big"))
+    for stream in paused:
+        stream.recv(1)
+
+    count_bytes(link.dial(sock), 16 << 20)
+    pour(link.dial(sock), 16 << 20)
+
+    assert all(sum(map(len, stream._incoming)) <= FIRST_WINDOW for stream in paused)
+    with ThreadPoolExecutor(20) as pool:  # a storm of ends
+        list(pool.map(lambda stream: stream.close(), paused))
+    assert echo(link.dial(sock), b"still there") == b"still there"
+
+
+def test_the_window_widens_for_a_quick_reader_and_is_given_back(link: ParamikoLink, sock: str) -> None:
+    transport = link._transport
+    spare = transport._spare
+    stream = link.dial(sock)
+
+    pour(stream, 64 << 20)
+
+    assert FIRST_WINDOW < stream.window <= WIDEST
+    assert transport._spare == spare - stream.window + FIRST_WINDOW
+    stream.close()
+    _wait_for(lambda: transport._spare == spare)
 
 
 def test_an_interrupt_while_sending_breaks_nothing_but_the_sending(link: ParamikoLink, sock: str) -> None:

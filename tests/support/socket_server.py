@@ -52,9 +52,12 @@ def read_exactly(stream: ByteStream, size: int) -> bytes:
 
 
 def echo(stream: ByteStream, data: bytes) -> bytes:
-    """Send `data` to a connection that echoes and give what comes back."""
-    stream.sendall(b"e" + data)
-    return read_exactly(stream, len(data))
+    """Send `data` to a connection that echoes and give what comes back, meanwhile."""
+    sender = threading.Thread(target=stream.sendall, args=(b"e" + data,))
+    sender.start()
+    came = read_exactly(stream, len(data))
+    sender.join()
+    return came
 
 
 def count_bytes(stream: ByteStream, size: int) -> None:
