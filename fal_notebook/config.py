@@ -9,6 +9,8 @@ its owner alone. A host need not be in it: every name that ssh understands is on
     ssh = "me@gpu.example.org:22"  # or an alias of ~/.ssh/config; default: the table's name
     labels = ["lab", "h100"]       # matched against machine_type= and regions=
     keep_alive = 600               # seconds that an idle worker lives
+    files_gb = 20                  # of files that apps gave away are kept, and one that nobody
+    files_days = 30                # fetches for so long; both hold for the agent that starts next
 """
 
 from __future__ import annotations
@@ -66,6 +68,8 @@ class HostSettings:
         lease: seconds that a run may go on without any client.
         keep_alive: seconds that an idle worker lives.
         reconnect: seconds for which a host is looked for whose connection broke during a call; 0: not at all.
+        files_gb: 10**9 bytes that the files take that apps gave away.
+        files_days: days that one of them is kept since it was made or fetched last.
     """
 
     name: str
@@ -77,6 +81,8 @@ class HostSettings:
     lease: float | None = None
     keep_alive: float | None = None
     reconnect: float | None = None
+    files_gb: float | None = None
+    files_days: float | None = None
 
 
 @dataclass(frozen=True)
@@ -309,7 +315,7 @@ def _is_path(value: Any) -> bool:
     return _is_line(value) and value.startswith(("/", "~/"))
 
 
-def _is_seconds(value: Any) -> bool:
+def _is_amount(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
@@ -319,9 +325,11 @@ _RULES = {
     "link": (f"one of {', '.join(map(repr, LINKS))}", lambda value: value in LINKS),
     "python": ("the path of a Python on the host, from / or ~/", _is_path),
     "root": ("a folder on the host, from / or ~/", _is_path),
-    "lease": ("a number of seconds, 0 or more", _is_seconds),
-    "keep_alive": ("a number of seconds, 0 or more", _is_seconds),
-    "reconnect": ("a number of seconds, 0 or more", _is_seconds),
+    "lease": ("a number of seconds, 0 or more", _is_amount),
+    "keep_alive": ("a number of seconds, 0 or more", _is_amount),
+    "files_gb": ("a number of gigabytes, 0 or more", _is_amount),
+    "files_days": ("a number of days, 0 or more", _is_amount),
+    "reconnect": ("a number of seconds, 0 or more", _is_amount),
 }
 
 

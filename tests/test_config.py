@@ -30,6 +30,8 @@ python = "/usr/bin/python3.12"
 root = "~/scratch/fal"
 lease = 3600
 keep_alive = 600.5
+files_gb = 2.5
+files_days = 7
 
 [hosts."other.box"]
 labels = []
@@ -88,6 +90,8 @@ def test_every_setting_is_read(folder: Path) -> None:
         root="~/scratch/fal",
         lease=3600,
         keep_alive=600.5,
+        files_gb=2.5,
+        files_days=7,
     )
     assert settings.host("other.box") == HostSettings("other.box", ssh="other.box")
     assert settings.host("local") == HostSettings("local", ssh=None, keep_alive=1)

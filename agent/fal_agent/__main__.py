@@ -34,18 +34,23 @@ def main(arguments: Optional[list[str]] = None) -> int:
             "--idle", type=float, default=600.0, help="seconds after which an unused agent ends"
         )
         command.add_argument("--label", action="append", default=[], help="label of this machine; repeatable")
+        command.add_argument("--files-gb", type=float, default=20.0, help="of files of apps, to keep")
+        command.add_argument("--files-days", type=float, default=30.0, help="to keep one nobody fetches")
     commands.add_parser("dial").add_argument("socket", type=Path)
     options = parser.parse_args(arguments)
     if options.command == "dial":
         return dial(options.socket)
     from fal_agent.errors import FalServerlessError
     from fal_agent.server import daemon
+    from fal_agent.server.filestore import FileLimits
 
     root = options.root.expanduser().absolute()
+    files = FileLimits(options.files_gb * 1e9, options.files_days * 86400)
+    settings = daemon.AgentSettings(options.idle, options.label, files)
     if options.command == "serve":
-        return daemon.serve(root, options.digest, idle=options.idle, labels=options.label)
+        return daemon.serve(root, options.digest, settings)
     try:
-        print(json.dumps(daemon.start(root, options.digest, idle=options.idle, labels=options.label)))  # noqa: T201 - the answer
+        print(json.dumps(daemon.start(root, options.digest, settings)))  # noqa: T201 - the answer
     except (OSError, FalServerlessError) as error:
         print(json.dumps({"error": str(error)}))  # noqa: T201 - the answer
         return 1

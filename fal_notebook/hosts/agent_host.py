@@ -20,10 +20,11 @@ from fal_notebook.hosts.reconnect import RECONNECT_SECONDS, Reconnector
 
 if TYPE_CHECKING:
     from fal_agent.framing import Buffer
+    from fal_notebook.config import HostSettings
     from fal_notebook.hosts.base import EventSink, Execution, Parcel
     from fal_notebook.hosts.client import AgentClient
 
-__all__ = ["AGENT_IDLE", "AgentHost", "agent_answer", "agent_idle"]
+__all__ = ["AGENT_IDLE", "AgentHost", "agent_answer", "agent_idle", "agent_options"]
 
 _TRIES = 3
 AGENT_IDLE = 600.0  # seconds after which an unused agent ends; FAL_NOTEBOOK_IDLE overrules it
@@ -133,6 +134,16 @@ class AgentHost(ABC):
 def agent_idle() -> float:
     """Seconds after which an unused agent ends."""
     return float(os.environ.get("FAL_NOTEBOOK_IDLE") or AGENT_IDLE)
+
+
+def agent_options(settings: HostSettings) -> list[str]:
+    """Give the words by which an agent is told what the user has chosen for it."""
+    words = ["--idle", str(agent_idle())]
+    for name, value in (("--files-gb", settings.files_gb), ("--files-days", settings.files_days)):
+        words += [] if value is None else [name, str(value)]
+    for label in settings.labels:
+        words += ["--label", label]
+    return words
 
 
 def agent_answer(host_name: str, output: bytes, errors: bytes) -> dict[str, Any]:

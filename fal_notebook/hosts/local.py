@@ -15,7 +15,8 @@ from pathlib import Path
 from fal_agent.errors import HostError, HostUnreachableError
 from fal_agent.folders import appearing_whole
 from fal_agent.paths import code_folder, default_root, socket_path
-from fal_notebook.hosts.agent_host import AgentHost, agent_answer, agent_idle
+from fal_notebook import config
+from fal_notebook.hosts.agent_host import AgentHost, agent_answer, agent_options
 from fal_notebook.hosts.archive import Archive, source_archive
 from fal_notebook.hosts.client import AgentClient
 
@@ -111,7 +112,7 @@ def _start(name: str, root: Path, digest: str, code: Path) -> str:
     command = [sys.executable, "-m", "fal_agent", "start", "--root", str(root), "--digest", digest]
     try:
         done = subprocess.run(
-            [*command, "--idle", str(agent_idle())],
+            [*command, *agent_options(config.load().host(name))],
             env=variables,
             cwd="/",
             stdin=subprocess.DEVNULL,

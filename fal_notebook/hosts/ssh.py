@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 
 from fal_agent.errors import HostError, HostUnreachableError, LinkLostError
 from fal_notebook import config
-from fal_notebook.hosts.agent_host import AgentHost, agent_answer, agent_idle
+from fal_notebook.hosts.agent_host import AgentHost, agent_answer, agent_options
 from fal_notebook.hosts.archive import source_archive
 from fal_notebook.hosts.client import AgentClient
 from fal_notebook.hosts.uv_binary import uv_for
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from fal_notebook.config import HostSettings
     from fal_notebook.hosts.paramiko_link import ParamikoLink
 
 __all__ = ["SSHHost"]
@@ -135,7 +134,7 @@ class SSHHost(AgentHost):
         if not facts["uv"]:
             link.upload(f"{root}/bin/uv", uv_for(self.name, facts["system"], facts["machine"]), mode=0o700)
         agent = f"PYTHONPATH={shlex.quote(code)} exec {shlex.quote(python)} -m fal_agent"
-        socket_path = self._start_agent(link, agent, root, archive.digest, settings.labels)
+        socket_path = self._start_agent(link, agent, root, archive.digest, settings)
         link.dial_command = f"{agent} dial {{socket}}"
         stream = link.dial(socket_path)
         return AgentClient(stream, host_name=self.name, part_size=_PART_SIZE, dial=link.dial, heartbeat=True)
@@ -165,10 +164,8 @@ class SSHHost(AgentHost):
             raise HostUnreachableError(f"the agent's sources could not be put on {self.name!r}:\n{text}")
 
     def _start_agent(
-        self, link: ParamikoLink, agent: str, root: str, digest: str, labels: Sequence[str]
+        self, link: ParamikoLink, agent: str, root: str, digest: str, settings: HostSettings
     ) -> str:
-        words = ["start", "--root", root, "--digest", digest, "--idle", str(agent_idle())]
-        for label in labels:
-            words += ["--label", label]
+        words = ["start", "--root", root, "--digest", digest, *agent_options(settings)]
         done = link.run(f"{agent} {shlex.join(words)}", timeout=_COMMAND_TIMEOUT)
         return str(agent_answer(self.name, done.stdout, done.stderr)["socket"])

@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -28,6 +29,7 @@ from fal_agent.server.datafolder import DataFolder
 from fal_agent.server.devices import Devices
 from fal_agent.server.environments.cache import EnvironmentCache
 from fal_agent.server.environments.uv import Uv
+from fal_agent.server.filestore import FileLimits, prune_files
 from fal_agent.server.functions import FunctionStore
 from fal_agent.server.gpus import GpuLender
 from fal_agent.server.journal import Journal
@@ -45,23 +47,35 @@ if TYPE_CHECKING:
     from fal_agent.server.prepared import WorkerKey
     from fal_agent.server.runs import Run
 
-__all__ = ["serve", "start"]
+__all__ = ["AgentSettings", "serve", "start"]
 
 _log = logging.getLogger(__name__)
 _HOUSEKEEPING = 60.0  # seconds between looks at what may be removed
 _LOG_LIMIT = 4 << 20
 
 
-def start(
-    root: Path, digest: str, *, idle: float, labels: list[str], timeout: float = 30.0
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class AgentSettings:
+    """What the user has chosen for an agent; for one that runs already it is too late.
+
+    Attributes:
+        idle: seconds after which an unused agent ends.
+        labels: of this machine, for `regions` and machine types.
+        files: bounds of the store of files that apps give away.
+    """
+
+    idle: float = 600.0
+    labels: list[str] = field(default_factory=list)
+    files: FileLimits = field(default_factory=FileLimits)
+
+
+def start(root: Path, digest: str, settings: AgentSettings, *, timeout: float = 30.0) -> dict[str, Any]:
     """Make sure that the agent listens, and say where.
 
     Args:
         root: the folder of everything it keeps.
         digest: of the sources that this very process runs.
-        idle: seconds after which an unused agent ends.
-        labels: of this machine, for `regions` and machine types.
+        settings: what the user has chosen.
         timeout: seconds to wait for it.
 
     Returns:
@@ -78,7 +92,7 @@ def start(
     process: Optional[subprocess.Popen[bytes]] = None
     while not _listens(path):
         if process is None or process.poll() is not None:
-            process = _spawn(root, digest, run, idle, labels)
+            process = _spawn(root, digest, run, settings)
         if time.monotonic() > deadline:
             raise FalServerlessError(
                 f"the agent did not come up within {timeout:g} s; its log ends:\n{_tail(run)}"
@@ -87,7 +101,7 @@ def start(
     return {"socket": str(path)}
 
 
-def _spawn(root: Path, digest: str, run: Path, idle: float, labels: list[str]) -> subprocess.Popen[bytes]:
+def _spawn(root: Path, digest: str, run: Path, settings: AgentSettings) -> subprocess.Popen[bytes]:
     log_path = run / "agent.log"
     if log_path.exists() and log_path.stat().st_size > _LOG_LIMIT:
         log_path.replace(run / "agent.log.1")
@@ -101,9 +115,13 @@ def _spawn(root: Path, digest: str, run: Path, idle: float, labels: list[str]) -
         "--digest",
         digest,
         "--idle",
-        str(idle),
+        str(settings.idle),
+        "--files-gb",
+        str(settings.files.budget_bytes / 1e9),
+        "--files-days",
+        str(settings.files.age_seconds / 86400),
     ]
-    for label in labels:
+    for label in settings.labels:
         command += ["--label", label]
     with log_path.open("ab") as log:
         return subprocess.Popen(
@@ -111,7 +129,7 @@ def _spawn(root: Path, digest: str, run: Path, idle: float, labels: list[str]) -
         )
 
 
-def serve(root: Path, digest: str, *, idle: float, labels: list[str]) -> int:
+def serve(root: Path, digest: str, settings: AgentSettings) -> int:
     """Be the agent until idle or told to end; at once if there is one already. Gives the exit status."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     os.umask(0o077)
@@ -123,7 +141,7 @@ def serve(root: Path, digest: str, *, idle: float, labels: list[str]) -> int:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()  # of an agent that was killed; we hold the lock, so nobody listens there
         try:
-            asyncio.run(_Agent(root, digest, idle, labels).run(path))
+            asyncio.run(_Agent(root, digest, settings).run(path))
         finally:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
@@ -133,15 +151,14 @@ def serve(root: Path, digest: str, *, idle: float, labels: list[str]) -> int:
 class _Agent:
     """The agent's parts put together."""
 
-    def __init__(self, root: Path, digest: str, idle: float, labels: list[str]) -> None:
-        self._root, self._digest, self._idle = root, digest, idle
+    def __init__(self, root: Path, digest: str, settings: AgentSettings) -> None:
+        self._root, self._digest, self._settings = root, digest, settings
         self._run_folder = root / "run" / digest[:16]
         self._journal = Journal(root / "journal-1.sqlite3", on_error=_log.warning)
         self._blobs = BlobStore(root / "blobs")
         self._functions = FunctionStore()
         self._environments = EnvironmentCache(root, lambda: Uv.find(root))
         self._reaper = Reaper(on_error=_log.warning)
-        self._labels = labels
         self._facts = machine_facts(root)
         self._idle_since = time.monotonic()
 
@@ -225,7 +242,7 @@ class _Agent:
             pool=self._pool,
             questions=questions,
             socket_folder=socket_path(self._root, self._digest).parent,
-            match=lambda resources: match(resources, self._facts, self._labels),
+            match=lambda resources: match(resources, self._facts, self._settings.labels),
         )
 
     async def _keep_house(self) -> None:
@@ -241,7 +258,7 @@ class _Agent:
             self._pool.tend()
             if self._service.connections or self._service.active_runs() or self._pool.workers:
                 self._idle_since = now
-            elif now - self._idle_since > self._idle:
+            elif now - self._idle_since > self._settings.idle:
                 return
             if now - cleaned > _HOUSEKEEPING:
                 cleaned = now
@@ -251,6 +268,7 @@ class _Agent:
         self._blobs.remove(self._journal.retain().blobs)
         in_use = {name for run in self._service.active_runs() for name in run.blobs}
         self._blobs.prune(in_use | self._journal.blobs())
+        prune_files(self._root / "data" / ".fal" / "files", self._settings.files)
 
     async def _end_workers(self) -> None:
         self._pool.end_all()

@@ -2,16 +2,19 @@
 
 Runs wherever user code runs, and in the server of an app. A file lies at `<sha256>/<name>`, named by its
 content, and appears whole or not at all; names that come from outside are checked before they touch the
-disk. What is in the store stays until the user deletes it.
+disk. The host's agent removes what nobody has fetched for long (`fal_agent.server.filestore`).
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
+import fcntl
 import hashlib
 import mimetypes
 import os
 import re
+import time
 import uuid
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -23,12 +26,15 @@ from fal_agent.runtime.toolkit.directories import files_folder, made
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 __all__ = [
     "DATA_URI_LIMIT",
+    "DIGEST",
     "FILES_URL",
+    "INCOMING",
     "Kept",
+    "changing_store",
     "content_type_of",
     "copied",
     "data_uri",
@@ -43,9 +49,12 @@ __all__ = [
 FILES_URL: ContextVar[Optional[str]] = ContextVar("FILES_URL", default=None)  # before $FAL_FILES_URL
 DATA_URI_LIMIT = 8 << 20  # bytes; beyond that a URL that holds the data is of no use to anybody
 
+DIGEST = re.compile(r"[0-9a-f]{64}")  # names of the store's folders
+INCOMING = ".incoming-"  # what names of files begin with that are not whole yet
+
 _CHUNK = 1 << 20
+_USE_NOTED = 600.0  # seconds after a noted use of a file in which another is not noted
 _NAME_LIMIT = 200  # bytes; file systems allow 255
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _UNWANTED = re.compile(r"[\x00-\x1f\x7f/\\]+")
 _OURS = re.compile(r".*/\.fal/files/([0-9a-f]{64})/([^/]+)")
 
@@ -73,7 +82,7 @@ def keep(source: BinaryIO, name: str) -> Kept:
     name = safe_name(name)
     store = made(files_folder())
     digest, size = hashlib.sha256(), 0
-    beside = store / f".incoming-{uuid.uuid4().hex}"
+    beside = store / f"{INCOMING}{uuid.uuid4().hex}"
     try:
         with _created(beside) as file:
             while chunk := source.read(_CHUNK):
@@ -81,11 +90,24 @@ def keep(source: BinaryIO, name: str) -> Kept:
                 size += file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
-        path = made(store / digest.hexdigest()) / name
-        beside.replace(path)
+        with changing_store(store):
+            path = made(store / digest.hexdigest()) / name
+            beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
     return Kept(path, digest.hexdigest(), name, size)
+
+
+@contextlib.contextmanager
+def changing_store(store: Path) -> Iterator[None]:
+    """Hold the lock under which files of the store come and go; never for long."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(store.with_name(f"{store.name}.lock"), flags, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def find_kept(digest: str, name: str) -> Optional[Path]:
@@ -93,13 +115,21 @@ def find_kept(digest: str, name: str) -> Optional[Path]:
 
     Links are not followed, and names that could lead elsewhere are in no store.
     """
-    if not _DIGEST.fullmatch(digest) or not name or name != safe_name(name):
+    if not DIGEST.fullmatch(digest) or not name or name != safe_name(name):
         return None
     folder = files_folder() / digest
     path = folder / name
     if folder.is_symlink() or path.is_symlink() or not path.is_file():
         return None
+    _note_use(path)
     return path
+
+
+def _note_use(path: Path) -> None:
+    """Set a file's time to now: those that nobody fetches go first."""
+    with contextlib.suppress(OSError):  # it has just gone, or is another user's
+        if time.time() - path.stat().st_mtime > _USE_NOTED:
+            os.utime(path)
 
 
 def kept_at(url: str) -> Optional[Path]:
