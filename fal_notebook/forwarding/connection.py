@@ -93,10 +93,13 @@ class Connection:
         self._reader: threading.Thread | None = None
         self._stream: ByteStream | None = None  # guarded by `_switch`, like all that follows
         self._refused: ByteStream | None = None  # a stream that takes nothing any more
+        self._is_untouched = False  # whether it took nothing of the present request either
         self._switch = threading.Condition()  # held while bytes of the client's are sent
         self._lock = threading.Lock()
         self._stopped = False
         self._goes_back = self._is_slow = False
+        self._has_taken = False  # whether the client got something by `_take_now`
+        self._seen = 0  # bytes at the front of what is read next that are taken note of
         self._is_reading = False  # whether more of the client's bytes may come
         self._read_all = threading.Event()  # set once no more will
         self._pieces = 0  # of the client's bytes
@@ -190,6 +193,7 @@ class Connection:
                 self._stream = stream
                 if self._stopped:
                     return False
+            self._is_untouched = False
             asked = self._exchanges.kept if first is None else first
             try:
                 stream.sendall(asked)
@@ -228,21 +232,38 @@ class Connection:
     def _copy_answers(self, stream: ByteStream) -> _Next:
         """Copy until the app ends its side."""
         has_answered = False
+        pour = getattr(stream, "pour", None)
+        if pour is not None:
+            pour(self._take_now)
         while True:
             problem: OSError | None = None
             try:
                 data = stream.recv(PIECE)
             except OSError as error:
                 data, problem = b"", error
+            has_answered = has_answered or self._has_taken
             if not data:
                 return self._app_ended(stream, problem, has_answered=has_answered)
-            self._exchanges.answer(data)
+            seen, self._seen = self._seen, 0
+            if seen < len(data):
+                self._exchanges.answer(data[seen:])
             try:
                 self._client.sendall(data)
             except OSError:  # the client has gone, or has read nothing for too long
                 self.stop(reset=True)
                 return _Next.OVER
             has_answered = True
+
+    def _take_now(self, data: bytes) -> int:
+        """Pass on what the client's socket has room for: a change of threads less for most answers."""
+        self._exchanges.answer(data)
+        try:
+            taken = self._client.send(data, socket.MSG_DONTWAIT)
+        except OSError:  # it has no room; or the client has gone, as the thread that copies will find
+            taken = 0
+        self._has_taken = self._has_taken or taken > 0
+        self._seen = len(data) - taken
+        return taken
 
     def _app_ended(self, stream: ByteStream, problem: OSError | None, *, has_answered: bool) -> _Next:
         if self._stopped:
@@ -265,7 +286,8 @@ class Connection:
         """Whether to ask another runner: not if it is the link that broke, for then the runner goes on."""
         has_runner_ended = problem is None or isinstance(stream, socket.socket)
         is_whole = not self._read_all.is_set()  # a client that has ended its side cannot do it again
-        return has_runner_ended and is_whole and self._target.may_repeat and self._exchanges.again()
+        may_repeat = self._is_untouched or self._target.may_repeat
+        return has_runner_ended and is_whole and may_repeat and self._exchanges.again()
 
     def _tell_end(self, ending: Ending, problem: OSError | None, *, has_answered: bool) -> _Next:
         """Tell the client how it ended."""
@@ -336,6 +358,7 @@ class Connection:
                         # dropped: closing a socket that holds unread bytes would take the answer from the
                         # client.
                         self._refused = stream
+                        self._is_untouched = self._exchanges.kept == data
 
     def _next_piece(self) -> bytes | None:
         """Wait for the client; None if it is waited for no longer."""

@@ -1,8 +1,8 @@
 """Follow what passes on an HTTP/1.1 connection, so that its sudden end can be told for what it is.
 
 Runs in the notebook. No sockets here, and nothing is changed: bytes that were read are shown to `Exchanges`
-before they are passed on. Whatever is not plain HTTP/1.1 (several requests at once, another protocol) is no
-longer followed, and passes all the same.
+before they are passed on, which has httptools read them. Whatever is not plain HTTP/1.1 (several requests at
+once, another protocol) is no longer followed, and passes all the same.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import threading
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+import httptools
+
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
@@ -26,8 +28,7 @@ KEPT = 1 << 20  # bytes of a request that are kept, so that it can be sent to an
 TRIES = 2  # times that a request is sent again
 MOST_OF_A_HEAD = 64 << 10  # bytes
 _BEGINNING = re.compile(rb"[\r\n]*(?:[A-Z]{1,24}(?: |$)|$)")
-_SWITCHED, _FIRST_FINAL = 101, 200
-_BODILESS = (204, 304)
+_FIRST_FINAL = 200  # status; those below are followed by another one
 _FRAME_CLOSE, _SHORT, _LONG = 8, 126, 127  # of RFC 6455
 _INTERNAL_ERROR = 1011
 
@@ -78,14 +79,12 @@ class Exchanges:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._asked, self._answered = _Pieces(), _Pieces()
-        self._requests, self._answers = self._read_requests(), self._read_answers()
+        self._requests, self._answers = _Requests(), _Answers()
+        self._frames = _Frames()
         self._is_followed = self._is_over = True
-        self._is_request_whole = self._has_answer_begun = False
-        self._is_last = self._is_session = self._is_between_frames = False
+        self._has_answer_begun = self._is_session = False
         self._kept: bytearray | None = None
         self._tries = 0
-        self._method = b""
 
     @property
     def is_idle(self) -> bool:
@@ -95,7 +94,7 @@ class Exchanges:
     @property
     def awaits_request(self) -> bool:
         """Whether the rest of a request is to come."""
-        return self._is_followed and not (self._is_over or self._is_request_whole or self._is_session)
+        return self._is_followed and not (self._is_over or self._requests.is_whole or self._is_session)
 
     @property
     def is_unanswered(self) -> bool:
@@ -105,45 +104,56 @@ class Exchanges:
     def ask(self, data: bytes) -> None:
         """Take note of bytes of the client's."""
         with self._lock, self._following():
-            if self._is_session:
+            if self._is_session or not self._is_followed:
                 return
             if self._is_over:
-                self._is_over = self._is_request_whole = self._has_answer_begun = False
+                self._is_over = self._has_answer_begun = False
                 self._kept, self._tries = bytearray(), 0
+                self._requests.expect()
                 if not may_be_http(data):
                     raise ValueError("not HTTP")
-            elif self._is_request_whole:
+            elif self._requests.is_whole:
                 raise ValueError("a second request before the answer to the first")
             if self._kept is not None and not self._has_answer_begun:
                 self._kept += data
                 if len(self._kept) > KEPT:
                     self._kept = None
-            self._asked.give(data)
-            next(self._requests)
+            self._requests.feed(data)
 
     def answer(self, data: bytes) -> None:
         """Take note of bytes of the app's; before the client gets them."""
         with self._lock, self._following():
+            if not self._is_followed:
+                return
             if self._is_over:
                 raise ValueError("an answer to nothing")
-            if not self._has_answer_begun and not data.startswith(b"HTTP/1."[: len(data)]):
-                raise ValueError("not HTTP/1")
+            if not self._has_answer_begun:
+                if not data.startswith(b"HTTP/1."[: len(data)]):
+                    raise ValueError("not HTTP/1")
+                self._answers.expect(self._requests.method)
             self._has_answer_begun, self._kept = True, None
-            self._answered.give(data)
-            next(self._answers)
+            frames = data if self._is_session else self._answers.feed(data)
+            if frames is not None:
+                self._is_session = True
+                self._is_over = self._frames.feed(frames)
+            elif self._answers.is_whole:
+                if not self._requests.is_whole:
+                    raise ValueError("the two sides are not in step")
+                self._is_over = True
 
     def ending(self, *, is_broken: bool) -> Ending:
         """Say what it means that the app's side ended now; `is_broken`: not in an orderly way."""
         with self._lock:
+            is_last = self._answers.is_last or self._is_session
             if not self._is_followed:
                 return Ending.UNKNOWN
             if self._is_over:
-                return Ending.WHOLE if self._is_last else Ending.IDLE
+                return Ending.WHOLE if is_last else Ending.IDLE
             if self._is_session:
-                return Ending.SESSION_CUT if self._is_between_frames else Ending.CUT
+                return Ending.SESSION_CUT if self._frames.is_between_two else Ending.CUT
             if not self._has_answer_begun:
                 return Ending.UNANSWERED
-            return Ending.WHOLE if self._is_last and not is_broken else Ending.CUT
+            return Ending.WHOLE if is_last and not is_broken else Ending.CUT
 
     def again(self) -> bool:
         """Whether the last request can be sent anew, as far as it has come; counts as a try."""
@@ -161,63 +171,108 @@ class Exchanges:
 
     @contextlib.contextmanager
     def _following(self) -> Iterator[None]:
-        if not self._is_followed:
-            self._kept = None
         try:
             yield
-        except (ValueError, StopIteration):  # the generators have no end while they are followed
+        except (ValueError, httptools.HttpParserError):
             self._is_followed, self._kept = False, None
 
-    def _read_requests(self) -> Reading:
-        read = self._asked
-        while True:
-            first, fields = yield from read.head()
-            self._method = first.split(b" ", 1)[0]
-            if read.has_body(fields):
-                yield from read.body(fields)
-            self._is_request_whole = True
-            if read.has_more:
-                raise ValueError("a second request before the answer to the first")
-            yield
 
-    def _read_answers(self) -> Reading:
-        read = self._answered
-        while True:
-            first, fields = yield from read.head()
-            version, status = first[:8], int(first[9:12])
-            if status == _SWITCHED:
-                self._is_session = True
-                yield from self._read_session()
-            elif status >= _FIRST_FINAL:
-                yield from self._read_final(status, version, fields)
-                if read.has_more or not self._is_request_whole:
-                    raise ValueError("the two sides are not in step")
-                yield
+class _Requests:
+    """Reads requests, one at a time; its other methods are called by the parser."""
 
-    def _read_final(self, status: int, version: bytes, fields: dict[bytes, bytes]) -> Reading:
-        read = self._answered
-        if self._method != b"HEAD" and status not in _BODILESS:
-            if not read.has_body(fields) and b"content-length" not in fields:
-                self._is_last = True  # its body lasts as long as the connection
-                yield from read.everything()
-            yield from read.body(fields)
-        self._is_last = version != b"HTTP/1.1" or b"close" in fields.get(b"connection", b"").lower()
-        self._is_over = True
+    def __init__(self) -> None:
+        self._parser = httptools.HttpRequestParser(self)
+        self._count = 0
+        self.method = b""
+        self.is_whole = False
 
-    def _read_session(self) -> Reading:
-        """Read the app's websocket frames up to its farewell."""
-        read = self._answered
+    def expect(self) -> None:
+        self.is_whole, self._count = False, 0
+
+    def feed(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if upgrade.args[0] < len(data):
+                raise ValueError("more than the request to change the protocol") from None
+            self._parser = httptools.HttpRequestParser(self)  # the other one has stopped
+        if self._count > 1:
+            raise ValueError("a second request before the answer to the first")
+
+    def on_message_begin(self) -> None:
+        self._count += 1
+
+    def on_headers_complete(self) -> None:
+        self.method = self._parser.get_method()
+
+    def on_message_complete(self) -> None:
+        self.is_whole = True
+
+
+class _Answers:
+    """Reads answers, one at a time; its other methods are called by the parser."""
+
+    def __init__(self) -> None:
+        self._parser = httptools.HttpResponseParser(self)
+        self._is_head_only = False
+        self.is_whole = self.is_last = False  # it is there; the connection ends with it
+
+    def expect(self, method: bytes) -> None:
+        self.is_whole = self.is_last = False
+        self._is_head_only = method == b"HEAD"
+
+    def feed(self, data: bytes) -> bytes | None:
+        """Read; gives what follows if the protocol changes here."""
+        was_whole = self.is_whole
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            return data[upgrade.args[0] :]
+        if was_whole:
+            raise ValueError("more than the answer")
+        if self._is_head_only and self.is_whole:  # the parser would wait for the body that is spoken of
+            self._parser = httptools.HttpResponseParser(self)
+        return None
+
+    def on_headers_complete(self) -> None:
+        if self._parser.get_status_code() >= _FIRST_FINAL:
+            self.is_last = not self._parser.should_keep_alive()
+            self.is_whole = self._is_head_only
+
+    def on_message_complete(self) -> None:
+        if self._parser.get_status_code() >= _FIRST_FINAL:
+            self.is_whole = True
+
+
+class _Frames:
+    """Reads an app's websocket frames, as far as is needed to know where one ends."""
+
+    def __init__(self) -> None:
+        self._pieces = _Pieces()
+        self._reading = self._read()
+        self.is_between_two = True
+        self._is_over = False
+
+    def feed(self, data: bytes) -> bool:
+        """Read; gives whether the app has said farewell."""
+        self._pieces.give(data)
+        next(self._reading)
+        return self._is_over
+
+    def _read(self) -> Reading:
+        read = self._pieces
         while True:
-            self._is_between_frames = True
+            self.is_between_two = True
             kind, size = yield from read.take(2)
-            self._is_between_frames = False
+            self.is_between_two = False
             size &= 0x7F
             if size >= _SHORT:
                 size = int.from_bytes((yield from read.take(2 if size == _SHORT else 8)), "big")
             yield from read.skip(size)
             if kind & 0x0F == _FRAME_CLOSE:
-                self._is_over = self._is_last = True
-                yield from read.everything()
+                self._is_over = True
+                while True:  # what comes after it means nothing
+                    yield
 
 
 class _Pieces:
@@ -225,10 +280,6 @@ class _Pieces:
 
     def __init__(self) -> None:
         self._data, self._at = b"", 0
-
-    @property
-    def has_more(self) -> bool:
-        return self._at < len(self._data)
 
     def give(self, data: bytes) -> None:
         self._data, self._at = data, 0
@@ -251,59 +302,3 @@ class _Pieces:
             if len(taken) == count:
                 return taken
             yield
-
-    def line(self) -> Generator[None, None, bytes]:
-        taken = b""
-        while True:
-            end = self._data.find(b"\n", self._at) + 1
-            taken += self._data[self._at : end or None]
-            self._at = end or len(self._data)
-            if end:
-                return taken.rstrip(b"\r\n")
-            if len(taken) > MOST_OF_A_HEAD:
-                raise ValueError("a line without an end")
-            yield
-
-    def everything(self) -> Reading:
-        while True:
-            self._at = len(self._data)
-            yield
-
-    def head(self) -> Generator[None, None, tuple[bytes, dict[bytes, bytes]]]:
-        """Read the first line and the fields, by names in lower case."""
-        first, fields, size = b"", dict[bytes, bytes](), 0
-        while True:
-            line = yield from self.line()
-            size += len(line)
-            if size > MOST_OF_A_HEAD:
-                raise ValueError("a head without an end")
-            if not first:
-                first = line
-                if first and b"HTTP/1." not in first:
-                    raise ValueError("not HTTP/1")
-            elif not line:
-                return first, fields
-            else:
-                name, _, value = line.partition(b":")
-                name = name.strip().lower()
-                fields[name] = b", ".join(filter(None, (fields.get(name), value.strip())))
-
-    def has_body(self, fields: dict[bytes, bytes]) -> bool:
-        return b"transfer-encoding" in fields or fields.get(b"content-length", b"0") != b"0"
-
-    def body(self, fields: dict[bytes, bytes]) -> Reading:
-        if b"transfer-encoding" not in fields:
-            yield from self.skip(_count(fields.get(b"content-length", b"0"), 10))
-            return
-        if not fields[b"transfer-encoding"].lower().endswith(b"chunked"):
-            raise ValueError("a body whose end cannot be seen")
-        while size := _count((yield from self.line()).partition(b";")[0].strip(), 16):
-            yield from self.skip(size + 2)
-        while (yield from self.line()):  # trailers
-            pass
-
-
-def _count(digits: bytes, base: int) -> int:
-    if not digits.isalnum():
-        raise ValueError("not a number")
-    return int(digits, base)

@@ -215,7 +215,7 @@ class Stream:
         return size
 
     def _to_acknowledge(self, size: int) -> int:
-        """Count bytes that were read; gives how many more the server may send, 0 if it need not hear of it."""
+        """Count bytes that were read; gives how many more the server may send, 0 if it need not know yet."""
         self._unacknowledged += size
         read = self._unacknowledged
         if read < min(ACKNOWLEDGE, self.window // 2) or self._ended or self._lost:
