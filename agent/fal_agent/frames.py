@@ -32,7 +32,7 @@ _OURS_TOO = str(Path(_OURS).with_name("fal_notebook"))
 _STDLIB = str(Path(os.__file__).parent)
 _MACHINERY = (
     *("runpy", "asyncio", "concurrent.futures", "threading", "contextlib"),
-    *("IPython.core", "nest_asyncio", "starlette", "fastapi", "anyio"),
+    *("IPython.core", "nest_asyncio", "starlette", "fastapi", "anyio", "uvloop"),
 )
 
 

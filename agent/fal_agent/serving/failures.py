@@ -49,6 +49,7 @@ _OURS = (
     "starlette",
     "anyio",
     "uvicorn",
+    "uvloop",
     "asyncio",
     "concurrent",
     "threading",
