@@ -475,6 +475,25 @@ def test_an_answer_that_ends_too_early_does_not_look_complete(
     on_stage(tmp_path, play, **options)
 
 
+def test_a_small_answer_that_ends_too_early_is_asked_for_again(tmp_path: Path) -> None:
+    """A runner may be killed after the head of an answer, before its body."""
+
+    async def play(stage: Stage) -> None:
+        [runner] = await stage.start("a")
+        asking = stage.ask()
+        request = await runner.next()
+        await request.begin(content_length="5")
+        await request.part(b"half")
+        request.break_off()
+        await (await runner.next()).answer()
+
+        assert (await asking).status_code == 200
+        await stage.until_idle()
+        assert stage.sick == []  # it is alive, so it may have been the handler
+
+    on_stage(tmp_path, play)
+
+
 def test_a_runner_that_dies_in_the_middle_of_an_answer_is_reported(tmp_path: Path) -> None:
     async def play(stage: Stage) -> None:
         [process] = stage.start_processes("a")

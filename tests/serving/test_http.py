@@ -12,6 +12,7 @@ import pytest
 from fastapi import Request  # noqa: TC002 - FastAPI reads the annotation
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
+from support.waiting import until
 
 import fal_notebook as fal
 from fal_agent.runtime.requests import RequestContext, current_request_id
@@ -340,3 +341,25 @@ def test_hints_that_fail_do_not_cost_the_answer(serve: Serve, capfd: pytest.Capt
     assert answer.status_code == 200
     assert "X-Fal-Runner-Hints" not in answer.headers
     assert "OSError: no disk" in capfd.readouterr().err
+
+
+def test_an_endless_answer_whose_client_left_stops_and_holds_up_nobody(serve: Serve) -> None:
+    """Bytes for a connection that is gone are taken at once: such a handler would never give way."""
+    tasks: list[asyncio.Task[Any] | None] = []
+
+    class Endless(fal.App):
+        @fal.endpoint("/")
+        async def pour(self) -> StreamingResponse:
+            async def parts() -> Any:
+                tasks.append(asyncio.current_task())
+                while True:
+                    yield bytes(1 << 16)
+
+            return StreamingResponse(parts())
+
+    served = serve(Endless, drain_seconds=1)
+    with served.client.stream("POST", "/") as answer:
+        next(answer.iter_raw())
+
+    assert served.client.get("/health").status_code == 200
+    until(lambda: tasks[0] is not None and tasks[0].done())

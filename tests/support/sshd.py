@@ -117,6 +117,11 @@ class SSHServer:
         self.process = _run_server(self.folder, self.public, self.port, self.user, extra_config)
         _wait_until_listening(self.process, self.port, self.log)
 
+    def stop_listening(self) -> None:
+        """Break every connection and be away, until `restart`."""
+        self.kill_connections()
+        self._end()
+
     def kill_connections(self) -> list[int]:
         """Break every connection as a crash would; what they started on the host lives on."""
         killed = connection_processes(self.process.pid)

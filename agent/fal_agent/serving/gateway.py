@@ -28,6 +28,7 @@ from websockets.exceptions import (
 
 from fal_agent.errors import AppException
 from fal_agent.serving.balancing import Load, RunnerAddress
+from fal_agent.serving.gateway_answer import parts_of
 from fal_agent.serving.gateway_body import Allowance, Body, Upload
 from fal_agent.serving.gateway_call import Call, call_of, refuse, refuse_opening
 from fal_agent.serving.gateway_headers import (
@@ -45,7 +46,7 @@ from fal_agent.serving.gateway_server import serve_gateway
 from fal_agent.serving.gateway_sessions import Incoming, headers_of, open_session, relay
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from starlette.types import Receive, Scope, Send
     from websockets.asyncio.client import ClientConnection
@@ -70,12 +71,16 @@ class _Failure:
     status: int
 
 
+_BROKEN = _Failure("connection_error", "the connection to the app's runner broke", _BAD_GATEWAY)
+
+
 class Gateway:
     """An ASGI application that passes requests and websockets on to runners; all on one loop.
 
     A request is tried again, up to twice, if there was no connection, if it broke before any of the answer
-    had come, or after a 503; and if its body is at most 1 MiB, which is kept, or not begun. A client that
-    leaves is noticed at once; one that sends more than is kept, when its turn has come.
+    was passed on (up to 64 KiB are when they are whole), or after a 503; and if its body is at most 1 MiB,
+    which is kept, or not begun. A client that leaves is noticed at once; one that sends more than is kept,
+    when its turn has come.
 
     Args:
         multiplexing: requests that one runner may have at a time; a websocket session counts as one.
@@ -188,7 +193,7 @@ class Gateway:
         """Note that there was no connection to a runner, or that it ended before an answer."""
         reason = f"its connection broke: {str(error) or type(error).__name__}"
         self._line.suspect(runner, reason)
-        return _Failure("connection_error", "the connection to the app's runner broke", _BAD_GATEWAY)
+        return _BROKEN
 
     async def _broke_off(self, runner: RunnerAddress) -> None:
         """Note that a connection ended in the middle: a failing handler does that too, so look."""
@@ -285,19 +290,22 @@ class Gateway:
             self._read_answer(runner, response.status_code, headers)
             if response.status_code == _REPLACE and self._may_repeat(call, "server_error"):
                 return _Failure("server_error", "the app's runner answered 503", _REPLACE)
+            parts = await parts_of(response, headers)
+            if parts is None:
+                await self._broke_off(runner)
+                return _BROKEN
             body.discard()
             call.has_begun = True
             start = {"type": "http.response.start", "status": response.status_code}
             await send({**start, "headers": call.labelled(headers)})
-            if not await self._pass_on(response, send):
+            if not await self._pass_on(parts, send):
                 await self._broke_off(runner)
         finally:
             await response.aclose()
         return None
 
-    async def _pass_on(self, response: httpx.Response, send: Send) -> bool:
+    async def _pass_on(self, parts: AsyncIterator[bytes], send: Send) -> bool:
         """Pass an answer's body on; False if it broke off."""
-        parts = response.stream.__aiter__()  # type: ignore[union-attr] # of an asynchronous transport
         while True:
             try:
                 part = await parts.__anext__()

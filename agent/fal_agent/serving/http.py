@@ -6,6 +6,7 @@ Runs in the process that serves an app. Every HTTP endpoint is a POST route; `GE
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import re
@@ -173,6 +174,10 @@ class _RequestMiddleware:
                     headers.append((HINTS_HEADER.lower().encode(), hints))
                 message = {**message, "headers": headers}
             await send(message)
+            if message.get("more_body"):
+                await asyncio.sleep(
+                    0
+                )  # a client that is gone takes everything at once, and nobody else has a turn
 
         request = context if is_http else None
         before = FILES_URL.set(_files_url(scope, headers, self._root_path))
