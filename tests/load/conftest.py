@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.sshd import SSHServer, start_sshd
+from support.waiting import is_alive, until
 
 import fal_notebook as fal
 from fal_notebook.hosts.local import LocalHost
@@ -20,7 +21,30 @@ from fal_notebook.hosts.ssh import SSHHost
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+SCALE = int(os.environ.get("FAL_TEST_SCALE", "1"))
+WAYS = {"local", "ssh", "single", "gateway"}
+QUICK = (
+    {"local", "single"},
+    {"ssh", "gateway"},
+    {"local"},
+    {"single"},
+    {"gateway"},
+    set(),
+)  # not all of them
+
 numbers = itertools.count(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Take half of the ways in a quick run: each link, with and without a gateway."""
+
+    def is_left_out(item: pytest.Item) -> bool:
+        words = WAYS.intersection(item.name.rpartition("[")[2].rstrip("]").split("-"))
+        return SCALE == 1 and words not in QUICK and item.path.parent.name == "load"
+
+    left_out = [item for item in items if is_left_out(item)]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +72,10 @@ def host(request: pytest.FixtureRequest) -> Iterator[Any]:
     else:
         made = SSHHost(request.getfixturevalue("server").name)
     yield made
+    agent = made.ask("status")["agent"]["pid"]
     made.ask("shutdown")
     made.close()
+    until(lambda: not is_alive(agent))  # the next module's host starts one of its own
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ def workers(host: Any) -> list[int]:
 
 
 def ask(info: Any, seconds: float = 0.0) -> httpx.Response:
-    return httpx.post(info.url, json={"seconds": seconds}, timeout=SECONDS)
+    return httpx.post(info.url, json={"seconds": seconds}, timeout=SECONDS, verify=False)
 
 
 @pytest.mark.parametrize("shape", [SEVERAL, {}], ids=["gateway", "single"])
@@ -72,7 +72,7 @@ def test_a_stopped_app_says_so_and_is_at_the_same_port_when_it_is_spawned_again(
         first.wait(startup_timeout=SECONDS)
         url = first.url
         assert ask(first).status_code == 200
-    answer = httpx.post(url, json={}, timeout=SECONDS)
+    answer = httpx.post(url, json={}, timeout=SECONDS, verify=False)
     assert (answer.status_code, first.name in answer.json()["detail"]) == (503, True)
     until(lambda: not listens(int(url.rpartition(":")[2])))
 
@@ -93,7 +93,7 @@ def test_an_app_that_is_spawned_again_at_once_keeps_its_port_open(
         url = first.url
     with cls.spawn(host=host) as second:
         second.wait(startup_timeout=SECONDS)
-        until(lambda: not app_ports._closing)
+        until(lambda: (host.name, second.name) not in app_ports._closing)
 
         assert (second.url, ask(second).status_code) == (url, 200)
 
@@ -115,14 +115,14 @@ def test_a_link_that_breaks_is_told_to_requests_and_made_anew_by_the_next(
     info.wait(startup_timeout=SECONDS)
     pids = workers(far)
     with ThreadPoolExecutor(10) as pool:
-        asking = [pool.submit(ask, info, 5.0) for _ in range(10)]
-        until(lambda: sum(one["in_flight"] for one in far.ask("apps")) or shape == {})
-        until(lambda: app_ports._forwarders[far.name, info.name].connections == 10)
+        asking = [pool.submit(ask, info, 2.0) for _ in range(10)]
+        until(lambda: sum(one["in_flight"] for one in far.ask("apps")))
         server.kill_connections()
         answers = [request.result(timeout=SECONDS) for request in asking]
 
-    assert {answer.status_code for answer in answers} <= {502, 503}
-    assert all(answer.json()["detail"] for answer in answers)
+    broken = [answer for answer in answers if answer.status_code != 200]  # the others had not come so far
+    assert {answer.status_code for answer in broken} == {502}
+    assert all("broke" in answer.json()["detail"] for answer in broken)
     with pytest.raises(exceptions.LinkLostError):
         info.future.result(timeout=20)
     assert info.state == "disconnected"

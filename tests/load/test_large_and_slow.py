@@ -62,7 +62,6 @@ def bounded(info: Any) -> Iterator[None]:
     pids = [os.getpid(), status["agent"]["pid"], *(worker["pid"] for worker in status["workers"])]
     with Watch(pids) as watch:
         yield
-    print({pid: f"{grown / 1e6:.1f} MB" for pid, grown in watch.grown.items()})
     assert max(watch.grown.values()) < BOUND, watch.grown
 
 
@@ -71,7 +70,7 @@ def raw(info: Any) -> socket.socket:
 
 
 def ask(info: Any) -> int:
-    answer = httpx.post(info.url, json={}, timeout=SECONDS)
+    answer = httpx.post(info.url, json={}, timeout=SECONDS, verify=False)
     assert answer.status_code == 200, answer.text
     pid: int = answer.json()
     return pid
@@ -82,9 +81,13 @@ def test_large_bodies_stream_in_both_directions(info: Any) -> None:
     expected = hashlib.sha256(piece * LARGE).hexdigest()
 
     with bounded(info):
-        sent = httpx.post(f"{info.url}/digest", content=(piece for _ in range(LARGE)), timeout=SECONDS)
+        sent = httpx.post(
+            f"{info.url}/digest", content=(piece for _ in range(LARGE)), timeout=SECONDS, verify=False
+        )
         size = 0
-        with httpx.stream("POST", f"{info.url}/pour", params={"mib": LARGE}, timeout=SECONDS) as answer:
+        with httpx.stream(
+            "POST", f"{info.url}/pour", params={"mib": LARGE}, timeout=SECONDS, verify=False
+        ) as answer:
             for part in answer.iter_raw():
                 size += len(part)
 
@@ -118,9 +121,9 @@ def test_senders_that_stop_hold_up_nobody(info: Any) -> None:
         assert ask(info)
 
 
-def test_a_thousand_idle_clients_hold_up_nobody(info: Any) -> None:
+def test_idle_clients_hold_up_nobody(info: Any) -> None:
     with contextlib.ExitStack() as clients, bounded(info):
-        for _ in range(1000):
+        for _ in range(250 * SCALE):
             clients.enter_context(raw(info))
 
         assert ask(info)
@@ -143,7 +146,7 @@ def test_a_storm_of_resets_leaves_nothing_behind(info: Any) -> None:
     from fal_notebook.app_ports import _forwarders
 
     forwarder = _forwarders[info.host.name, info.name]
-    for _ in range(3):
+    for _ in range(SCALE):
         clients = [raw(info) for _ in range(50)]
         for client in clients:
             client.sendall(POUR)
