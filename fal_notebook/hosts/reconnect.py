@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fal_agent.errors import (
     AuthenticationError,
     ConfigurationError,
-    HostError,
+    FalServerlessError,
     HostKeyError,
     LinkLostError,
 )
@@ -115,7 +115,7 @@ class Reconnector:
             if self._refusals == _REFUSALS:
                 self._stop.set()
             return str(error)
-        except (HostError, OSError) as error:
+        except (FalServerlessError, OSError) as error:
             return str(error)
         if self._stop.is_set():
             client.close()
@@ -124,22 +124,20 @@ class Reconnector:
                 if not self._adrift:
                     self._is_working = False
                     return None
-                execution = next(iter(self._adrift.values()))
+                execution = self._adrift.pop(next(iter(self._adrift)))
             if execution.run_id in self._told:
                 self._told.discard(execution.run_id)
                 self._say(execution, f"Connected to {self._host_name!r} again after {outage:.0f} s.\n")
             try:
                 client.resume(execution)
             except LinkLostError as error:
+                self.take([execution], str(error))
                 return str(error)
-            with self._lock:
-                if execution.client is client:  # else it has been taken again meanwhile
-                    self._adrift.pop(execution.run_id, None)
 
     # ------------------------------------------------------------ the calls
 
     def _let_go(self, execution: AgentExecution) -> bool:
-        """Wait no longer for a call; False if it has been brought back."""
+        """Wait no longer for a call; False if it has just been brought back."""
         with self._lock:
             return self._adrift.pop(execution.run_id, None) is not None
 

@@ -121,16 +121,14 @@ def test_a_link_that_breaks_is_told_to_requests_and_made_anew_by_the_next(
         answers = [request.result(timeout=SECONDS) for request in asking]
 
     broken = [answer for answer in answers if answer.status_code != 200]  # the others had not come so far
-    assert {answer.status_code for answer in broken} == {502}
-    assert all("broke" in answer.json()["detail"] for answer in broken)
-    with pytest.raises(exceptions.LinkLostError):
-        info.future.result(timeout=20)
-    assert info.state == "disconnected"
+    assert {answer.status_code for answer in broken} <= {502, 503}
+    assert all(answer.json()["detail"] for answer in broken)
     with ThreadPoolExecutor(10) as pool:
         again = list(pool.map(lambda _: ask(info), range(20)))
     assert {answer.status_code for answer in again} == {200}
     assert len(connection_processes(server.process.pid)) == 2  # one connection for all of them
     assert set(pids) <= set(workers(far))
+    assert info.state == "ready", info.future.exception()
 
     info.stop()
 
@@ -173,12 +171,10 @@ def test_an_agent_that_is_killed_leaves_no_runner_and_the_app_can_be_spawned_aga
 
     assert {answer.status_code for answer in answers} <= {502, 503}
     assert all(answer.json()["detail"] for answer in answers)
-    with pytest.raises(exceptions.LinkLostError):
+    with pytest.raises(exceptions.WorkerLostError):
         info.future.result(timeout=20)
     until(lambda: not any(map(is_alive, pids)))
     with cls.spawn(host=host) as again:
         again.wait(startup_timeout=SECONDS)
         assert (again.url, ask(again).status_code) == (url, 200)
-    assert info.state == "disconnected"
-    info.stop()
-    assert info.state == "stopped"
+    assert info.state == "failed"

@@ -119,7 +119,9 @@ class SSHServer:
 
     def stop_listening(self) -> None:
         """Break every connection and be away, until `restart`."""
+        _signal(self.process.pid, signal.SIGSTOP)  # or a client that is quick would be back already
         self.kill_connections()
+        self.process.kill()
         self._end()
 
     def kill_connections(self) -> list[int]:
