@@ -34,7 +34,7 @@ setup: .venv/stamp ## Make .venv, for development: this folder (editable), linte
 	@touch $@
 
 .PHONY: setup-system
-setup-system: ## Install an OpenSSH server and shells for the tests that need them (root, Debian or Ubuntu)
+setup-system: ## Install an OpenSSH server, shells and a browser for the tests that need them (root, Debian or Ubuntu)
 	@tools/setup-system
 
 $(WHEEL): $(PACKAGED)

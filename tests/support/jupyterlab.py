@@ -79,11 +79,12 @@ class Lab:
         nbformat.write(notebook, path)
         return path
 
-    def open(self, name: str) -> None:
-        """Open a notebook in a fresh page of JupyterLab and wait for its kernel."""
+    def open(self, name: str, *, kernel: bool = True) -> None:
+        """Open a notebook in a fresh page of JupyterLab, and wait for its kernel if it is wanted."""
         self.page.goto(f"{self._url}/lab/tree/{name}?reset&token={self._token}")
         self.page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell")
-        self.page.wait_for_function(_KERNEL_IS_IDLE)
+        if kernel:
+            self.wait_idle()
 
     def command(self, name: str, arguments: dict[str, Any] | None = None) -> None:
         """Do what a menu's entry does."""
