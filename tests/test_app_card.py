@@ -306,6 +306,12 @@ def test_the_button_stops_the_app_and_every_cell_that_shows_it_says_so(kernel: K
         kernel.wait_for(cell, GONE)
         assert VIEW not in str(cell.outputs)
         assert len(cell.outputs) == 2
+    # A page that was loaded anew hears of the button alone.
+    until(
+        lambda: (
+            kernel.run("pass") and [w for w in kernel.widgets.values() if w.get("description") == "Stopped"]
+        )
+    )
     until(lambda: kernel.run("app.future.result(10)").status == "ok")
     later = kernel.run("app")
     assert later.kinds == ["display_data"]

@@ -48,15 +48,36 @@ def lab(own_folders: Path) -> Iterator[Lab]:
         yield lab
 
 
-def test_the_card_is_live_and_the_button_stops_the_app_while_a_cell_runs(lab: Lab) -> None:
-    path = lab.write("live.ipynb", [SPAWN.replace("NAME", "live"), "app.wait()\napp", WAIT])
-    lab.open("live.ipynb")
+def test_the_card_is_live_and_stays_readable(lab: Lab) -> None:
+    path = lab.write("app.ipynb", [SPAWN.replace("NAME", "echo"), "app.wait()\napp", WAIT])
+    lab.open("app.ipynb")
     lab.run_all()
     for cell in (0, 1):
         lab.output(cell).get_by_text("● ready").wait_for()
         lab.output(cell).get_by_text(f"loading\n{EVIL}").wait_for()
     assert lab.output(0).get_by_role("link").get_attribute("href").startswith("http://127.0.0.1:")
+    lab.output(0).get_by_role("button", name="Stop").wait_for()
+    lab.save()
+    alive = path.read_text()
+    stop_while_a_cell_runs(lab)
+    lab.save()
+    outputs = json.loads(path.read_text())["cells"][0]["outputs"]
+    assert "echo on local: stopped" in "".join(outputs[0]["data"]["text/plain"])
+    assert "widget" not in json.dumps([output["data"] for output in outputs[1:]])
+    assert lab.problems == []
 
+    assert "widget-view" in alive
+    lab.page.goto("about:blank")
+    lab.shut_down_kernels()
+    path.write_text(alive)
+    read_without_its_kernel(lab)
+    stranger = path.with_name("stranger.ipynb")  # somebody else's file: JupyterLab does not trust it
+    stranger.write_text(alive.replace("app.wait()", "app.wait( )"))
+    read_untrusted(lab)
+
+
+def stop_while_a_cell_runs(lab: Lab) -> None:
+    """The last cell waits for the end of the app."""
     lab.output(1).get_by_role("button", name="Stop").click()
     lab.output(2).get_by_text("seen to end").wait_for()
     for cell in (0, 1):
@@ -66,41 +87,20 @@ def test_the_card_is_live_and_the_button_stops_the_app_while_a_cell_runs(lab: La
     lab.output(0).locator("summary").click()
     lab.output(0).get_by_text(EVIL).wait_for()
     assert lab.page.evaluate("window.evil") is None
-    assert lab.problems == []
-
-    lab.save()
-    outputs = json.loads(path.read_text())["cells"][0]["outputs"]
-    assert "live on local: stopped" in "".join(outputs[0]["data"]["text/plain"])
-    assert "widget" not in json.dumps([output["data"] for output in outputs[1:]])
 
 
-def test_a_notebook_saved_while_the_app_lives_reads_well_without_its_kernel(lab: Lab) -> None:
-    path = lab.write("saved.ipynb", [SPAWN.replace("NAME", "saved"), "app.wait()"])
-    lab.open("saved.ipynb")
-    lab.run_all()
-    lab.output(0).get_by_text("● ready").wait_for()
-    lab.output(0).get_by_role("button", name="Stop").wait_for()
-    lab.wait_idle()
-    lab.save()
-    saved = path.read_text()
-    assert "widget-view" in saved
-
-    lab.open("saved.ipynb", kernel=False)  # its kernel lives: the button works
-    lab.output(0).get_by_role("button", name="Stop").click()
-    lab.output(0).get_by_role("button", name="Stopped").wait_for()
-    lab.page.goto("about:blank")
-    lab.shut_down_kernels()
-    path.write_text(saved)
-
-    lab.open("saved.ipynb", kernel=False)
+def read_without_its_kernel(lab: Lab) -> None:
+    """It was saved while the app lived, so there is the view of a button in it that is no more."""
+    lab.open("app.ipynb", kernel=False)
     view = lab.output(0).get_by_text("Error displaying widget")
     view.wait_for(state="attached")
     assert not view.is_visible()
     lab.output(0).get_by_text("● ready").wait_for()
     assert lab.output(0).inner_text().rstrip().endswith(EVIL)
 
-    stranger = path.with_name("stranger.ipynb")  # somebody else's file: JupyterLab does not trust it
-    stranger.write_text(saved.replace("app.wait()", "app.wait( )"))
+
+def read_untrusted(lab: Lab) -> None:
+    """Without styles and widgets."""
     lab.open("stranger.ipynb", kernel=False)
     lab.output(0).get_by_text("● ready").wait_for()
     assert lab.output(0).inner_text().rstrip().endswith("stop it with app.stop()")
