@@ -38,6 +38,24 @@ time.sleep(600)
 """
 
 
+SEVERAL = """
+import fal_notebook as fal
+from fal_notebook.hosts.local import LocalHost
+
+class Several(fal.App, name="several", min_concurrency=2, max_concurrency=2, max_multiplexing=8):
+    @fal.endpoint("/")
+    def where(self) -> int:
+        import os
+        return os.getpid()
+
+info = Several.spawn(host=LocalHost("bench"))
+info.wait()
+print("ready", info.url, flush=True)
+import time
+time.sleep(600)
+"""
+
+
 class Pid(fal.App, name="pid"):
     @fal.endpoint("/")
     def pid(self) -> int:
@@ -65,6 +83,28 @@ def test_an_app_goes_on_without_its_notebook_and_is_stopped_from_another(
     assert httpx.post(info.url, timeout=30).json() == pid
     info.stop()
     until(lambda: not is_alive(pid))
+    until(lambda: apps(host) == {})
+    nothing_is_left()
+
+
+def test_an_app_with_a_gateway_goes_on_as_configured_without_its_notebook(
+    bed: Bed, nothing_is_left: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = bed.kernel(SEVERAL)
+    kernel.says("ready")
+    kernel.kill()
+
+    host = bed.host()
+    monkeypatch.setattr("fal_notebook.apps.get_host", lambda _name: host)
+    until(lambda: [app["runners"] for app in host.ask("apps")] == [2])
+    (info,) = fal.apps.listed(host)
+    pids = {httpx.post(info.url, timeout=30).json() for _ in range(10)}
+    os.kill(min(pids), signal.SIGKILL)
+    assert {httpx.post(info.url, timeout=30).status_code for _ in range(10)} == {200}
+    until(lambda: [app["runners"] for app in host.ask("apps")] == [2])
+
+    info.stop()
+
     until(lambda: apps(host) == {})
     nothing_is_left()
 

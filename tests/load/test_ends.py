@@ -154,7 +154,25 @@ def test_a_host_that_is_away_is_told_and_found_again(
     until(lambda: far.ask("apps") == [])
 
 
-@pytest.mark.parametrize("shape", [SEVERAL, {}], ids=["gateway", "single"])
+@pytest.mark.parametrize("shape", [SEVERAL], ids=["gateway"])
+def test_a_gateway_that_is_killed_is_replaced(
+    host: Any, spawn: Callable[..., Any], shape: dict[str, Any]
+) -> None:
+    info = spawn(**shape)
+    until(lambda: sum(one["runners"] for one in host.ask("apps")) == 2)
+    with ThreadPoolExecutor(20) as pool:
+        runners = {answer.json() for answer in pool.map(lambda _: ask(info, 0.1), range(40))}
+        (gateway,) = set(workers(host)) - runners
+        asking = [pool.submit(ask, info, 1.0) for _ in range(10)]
+        until(lambda: sum(one["in_flight"] for one in host.ask("apps")) == 10)
+        os.kill(gateway, signal.SIGKILL)
+        answers = [request.result(timeout=SECONDS) for request in asking]
+
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.json() for answer in answers} <= runners
+
+
+@pytest.mark.parametrize("shape", [SEVERAL], ids=["gateway"])
 def test_an_agent_that_is_killed_leaves_no_runner_and_the_app_can_be_spawned_again(
     host: Any, app: Callable[..., Any], shape: dict[str, Any]
 ) -> None:

@@ -89,16 +89,7 @@ class App:
     def start(self) -> None:
         """Start what the app begins with: a gateway if it may have several runners, and the runners."""
         if self._most > 1:
-            self._gateway = GatewayRun(
-                self.run,
-                path=self._new_path(),
-                agent_secret=secrets.token_hex(16),
-                on_load=self._on_load,
-                on_sick=self._on_sick,
-                on_change=self._look,
-                on_end=self._gateway_ended,
-            )
-            self._pool.enqueue(self._gateway)
+            self._start_gateway()
         self._start_runners(max(1, wanted_runners(self._scaling, 0)))
 
     def take_over(self, old: App) -> None:
@@ -116,8 +107,8 @@ class App:
 
     @property
     def may_repeat(self) -> bool:
-        """Whether whoever dials may send a request again whose runner ended; a gateway does that itself."""
-        return self._gateway is None and "connection_error" not in self.spec.skip_retry
+        """Whether a request may be sent again whose runner, or gateway, ended before it answered."""
+        return "connection_error" not in self.spec.skip_retry
 
     def _swap(self, old: App, runner: Runner) -> None:
         """Load this version into the process that serves the old one; what is cached there stays."""
@@ -229,6 +220,18 @@ class App:
 
     # ------------------------------------------------------------ the gateway
 
+    def _start_gateway(self) -> None:
+        self._gateway = GatewayRun(
+            self.run,
+            path=self._new_path(),
+            agent_secret=secrets.token_hex(16),
+            on_load=self._on_load,
+            on_sick=self._on_sick,
+            on_change=self._look,
+            on_end=self._gateway_ended,
+        )
+        self._pool.enqueue(self._gateway)
+
     def _on_load(self, load: Load) -> None:
         """Start runners for what waits; those that are too many end when they have been idle."""
         if load.waiting and load.oldest >= self._scaling.scaling_delay:
@@ -257,7 +260,13 @@ class App:
         gateway, self._gateway = self._gateway, None
         if self._stopping is not None:
             self._stop_runners()
-        elif gateway is not None and isinstance(event, Failure) and self.state != "failed":
+        elif self.state == "failed" or gateway is None:
+            return
+        elif gateway.has_served:
+            self._say("the gateway is gone; another one starts")
+            self._set_state("starting")
+            self._start_gateway()
+        elif isinstance(event, Failure):
             self._fail(event, buffers)
 
     # ------------------------------------------------------------ what notebooks want

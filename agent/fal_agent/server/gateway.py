@@ -6,14 +6,16 @@ Runs in the agent, on its event loop. It is a process of its own that spreads re
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
+import time
 from typing import TYPE_CHECKING
 
 from fal_agent.server.parts import Part
 from fal_agent.server.prepared import Prepared
-from fal_agent.wire import Load, Resources, Runners, Scaling, Serve, Sick
+from fal_agent.wire import Load, Resources, Result, Runners, Scaling, Serve, Sick
 
 if TYPE_CHECKING:
     import asyncio
@@ -41,6 +43,7 @@ class GatewayRun(Part):
     Attributes:
         is_ready: whether it takes requests.
         is_ending: it has been told to end.
+        has_served: whether it took requests at some time.
         load: what it said last.
     """
 
@@ -73,7 +76,7 @@ class GatewayRun(Part):
         super().__init__(app, prepared)
         self.path = path
         self.serve = Serve(path, spec, agent_secret, multiplexing=app.call.scaling.max_multiplexing)
-        self.is_ready = self.is_ending = False
+        self.is_ready = self.is_ending = self.has_served = False
         self.load = Load(self.run_id, 0, 0, 0.0)
         self._routed: list[list[str]] = []
         self._on_load, self._on_sick, self._on_change, self._on_end = on_load, on_sick, on_change, on_end
@@ -94,7 +97,7 @@ class GatewayRun(Part):
 
     def serves(self) -> None:
         """It takes requests."""
-        self.is_ready = True
+        self.is_ready = self.has_served = True
         self._on_change()
 
     def ended(self, event: Event, buffers: Sequence[Buffer]) -> None:
@@ -107,13 +110,18 @@ class GatewayRun(Part):
     def stop(self, loop: asyncio.AbstractEventLoop, grace: float) -> None:
         """Let it finish the requests it has and end; by force after `grace` seconds."""
         self.is_ending, self.is_ready = True, False
-        if self.worker is not None and self.worker.pid:
+        if self.worker is None:  # it has not begun
+            self.emit(Result(self.run_id, sent_at=time.time()))
+        elif self.worker.pid:
             self.worker.is_ending = True
             self.timers["grace"] = loop.call_later(grace, self.kill)
-            os.kill(self.worker.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(self.worker.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         """End it by force."""
         self.is_ending = True
         if self.worker is not None:
             self.worker.end(0.0)
+        else:
+            self.emit(Result(self.run_id, sent_at=time.time()))
