@@ -122,7 +122,7 @@ class _Runners:
                 path = self._path or self._ask()
                 stream: ByteStream = client.dial(path)
             except LinkLostError:
-                client.close()  # this may be the first to notice
+                client.drop()  # this may be the first to notice
                 if was_lost:
                     raise
                 was_lost = True

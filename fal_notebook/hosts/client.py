@@ -356,6 +356,10 @@ class AgentClient:
             except OSError:  # the reading thread reports the end to every call
                 self._duplex.close()
 
+    def drop(self) -> None:
+        """End a connection that was found broken; calls are brought back by the next one."""
+        self._duplex.close()
+
     def close(self) -> None:
         """End the connection; calls go on over there."""
         self._is_closed_here = True
