@@ -9,12 +9,16 @@ noticed; what did not change does not travel again. Who wrote a name last is rig
 from __future__ import annotations
 
 import importlib
+import io
 import re
+import weakref
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fal_agent import pickling
 from fal_agent.errors import FalSerializationError, FalServerlessError
+from fal_notebook.display.figures import figures_stay_closed
 from fal_notebook.handles import Handle
 from fal_notebook.payload import pack_value
 
@@ -63,11 +67,13 @@ class _Known:
         version: of the session's value.
         digest: of the notebook's value when the two agreed; None when the notebook had none of its own.
         is_here: whether the notebook had something under that name.
+        value: gives the notebook's value of then, while that lives.
     """
 
     version: str
     digest: str | None = None
     is_here: bool = True
+    value: Callable[[], Any] = lambda: None
 
 
 class SessionNames:
@@ -107,7 +113,7 @@ class SessionNames:
         deleted = [name for name, known in self._known.items() if known.is_here and name not in namespace]
         request = Request({
             "names": {}, "held": {}, "aliases": {}, "deleted": deleted, "binds": sorted(cell.assured),
-            "returns": returns, "wanted": [],
+            "may_bind": sorted(cell.binds), "returns": returns, "wanted": [],
         })  # fmt: skip
         request.unsure = {name: d for name, d in self._unsure.items() if _digest_in(namespace, name) == d}
         request.content["wanted"] = sorted(request.unsure)
@@ -134,7 +140,9 @@ class SessionNames:
         parts = pack_value(value, name=name, snapshot=in_background)
         digest = _digest(parts)
         known = self._known.get(name)
-        if version is None and known is not None and known.digest == digest:
+        if (version is None and known is not None) and (
+            known.digest == digest or (known.value() is value and _is_unsteady(name, value, digest))
+        ):
             version = known.version
         if version is not None:
             request.content["held"][name] = version
@@ -182,7 +190,8 @@ class SessionNames:
             digest = None if isinstance(value, Handle) else _digest_in(namespace, name)
             if name not in came:
                 digest = request.sent.get(name, digest)
-            self._known[name] = _Known(version, digest, is_here=name in namespace)
+            is_here = name in namespace
+            self._known[name] = _Known(version, digest, is_here, _reference(namespace.get(name)))
         for name in reply["deleted"]:
             self._known.pop(name, None)
             if request.content["returns"]:
@@ -200,7 +209,7 @@ class SessionNames:
         self._settle(request)
         self._unsure = dict(request.unsure)
         for name, digest in request.sent.items():
-            self._known[name] = _Known(digest, digest)
+            self._known[name] = _Known(digest, digest, value=_reference(namespace.get(name)))
         if request.content["returns"]:
             self._unsure.update((name, _digest_in(namespace, name)) for name in cell.binds)
 
@@ -212,7 +221,8 @@ class SessionNames:
 
     def _open(self, name: str, parts: Sequence[Buffer], type_name: str, version: str) -> Any:
         try:
-            return pickling.load(parts)
+            with figures_stay_closed():
+                return pickling.load(parts)
         except Exception as error:  # noqa: BLE001 - a class that is missing here, a device: it stays there then
             size = sum(len(part) for part in parts)
             why = f"cannot be opened here: {type(error).__name__}: {error}"
@@ -220,7 +230,8 @@ class SessionNames:
 
     def _import(self, name: str, module: str, version: str) -> Any:
         try:
-            return importlib.import_module(module)
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it was heard there
+                return importlib.import_module(module)
         except Exception as error:  # noqa: BLE001 - missing or broken here: the name stands for the host's
             why = f"cannot be imported here: {type(error).__name__}: {error}"
             return self._handle(name, {"type": f"module {module}", "repr": why}, version)
@@ -240,6 +251,19 @@ def _digest_in(namespace: dict[str, Any], name: str) -> str | None:
         return _digest(pack_value(value, name=name, snapshot=False))
     except FalSerializationError:
         return None
+
+
+def _is_unsteady(name: str, value: Any, digest: str) -> bool:
+    """Whether a value's pickle differs each time, as that of a figure does: it cannot tell a change then."""
+    return _digest(pack_value(value, name=name, snapshot=False)) != digest
+
+
+def _reference(value: Any) -> Callable[[], Any]:
+    """Give what gives a value while it lives; None afterwards, and for what cannot be referred to weakly."""
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        return lambda: None
 
 
 def _digest(parts: Sequence[Buffer]) -> str:

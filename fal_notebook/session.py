@@ -104,7 +104,7 @@ class _Cell:
 
     Attributes:
         names: what it reads and binds.
-        place: "code", "filename", "first_line" and "source" of its request.
+        place: "code", "filename", "first_line", "source" and "number" of its request.
         label: its first line that says something.
     """
 
@@ -112,13 +112,16 @@ class _Cell:
         self.shell = shell
         self.namespace: dict[str, Any] = shell.user_ns
         source, number = _whole_text(shell, code)
-        first_line = source[: source.rindex(code)].count("\n") + 1
-        filename = _known_as(shell, source, number)
+        above = source[: source.rindex(code)]
+        first_line = above.count("\n") + 1
+        shown = _shown(shell, above, code)
+        filename = _known_as(shell, source, shown, number)
         self.place: dict[str, Any] = {
             "code": code,
             "filename": filename,
             "first_line": first_line,
-            "source": source,
+            "source": shown,
+            "number": number,
         }
         lines = [line.strip() for line in code.splitlines() if line.strip()]
         telling = (line for line in lines if not line.startswith(_TELLS_NOTHING))
@@ -220,6 +223,7 @@ class _Session:
                     self._go_back()
                 else:
                     sending.note_failure()
+                    display.note_error(error)
                 raise
             self._before = None
             if not sending.stale:
@@ -246,9 +250,9 @@ class _Session:
         """Bring the value of a handle."""
         __tracebackhide__ = True
         held = {handle.name: handle.version}
-        content = {"names": {}, "held": held, "aliases": {}, "deleted": [], "binds": [], "returns": False,
-                   "wanted": [handle.name]}  # fmt: skip
-        place = {"code": "", "filename": "", "first_line": 1, "source": ""}
+        content = {"names": {}, "held": held, "aliases": {}, "deleted": [], "binds": [], "may_bind": [],
+                   "returns": False, "wanted": [handle.name]}  # fmt: skip
+        place = {"code": "", "filename": "", "first_line": 1, "source": "", "number": 0}
         parcel = _parcel(
             self.call(f"{handle.name}.get()", timeout=None), Request(content), place, _EVERYTHING
         )
@@ -339,17 +343,29 @@ def _whole_text(shell: Any, code: str) -> tuple[str, int]:
     return f"%%fal\n{code}", shell.execution_count
 
 
-def _known_as(shell: Any, source: str, number: int) -> str:
-    """Give the cell a file name, under which tracebacks show its lines as the user wrote them."""
+def _shown(shell: Any, above: str, code: str) -> str:
+    """Give a cell as tracebacks show it, which is Python: IPython finds the lines to show by parsing it."""
+    comments = "".join(f"# {line}" for line in above.splitlines(keepends=True))
+    blank = code[: len(code) - len(code.lstrip())].count("\n")  # IPython drops empty lines at the top
+    try:
+        return comments + "\n" * blank + str(shell.transform_cell(code))
+    except SyntaxError:  # it is told where the cell is read
+        return comments + code
+
+
+def _known_as(shell: Any, source: str, shown: str, number: int) -> str:
+    """Give the cell a file name, under which tracebacks show its lines."""
     known = shell.compile._filename_map  # noqa: SLF001 - IPython has no other way to ask
     frame: FrameType | None = sys._getframe()  # noqa: SLF001 - inspect.stack() reads every source file
     while frame is not None:
         filename = frame.f_code.co_filename
         if frame.f_code.co_name == "<module>" and known.get(filename) == number:  # the cell that runs now
-            linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-            return filename
+            break
         frame = frame.f_back
-    return str(shell.compile.cache(source, number, raw_code=source))
+    else:
+        filename = str(shell.compile.cache(source, number, raw_code=source))
+    linecache.cache[filename] = (len(shown), None, shown.splitlines(keepends=True), filename)
+    return filename
 
 
 def _names_in(shell: Any, code: str, filename: str, first_line: int) -> CellNames:
@@ -361,12 +377,13 @@ def _names_in(shell: Any, code: str, filename: str, first_line: int) -> CellName
     try:
         return analyse(transformed)
     except SyntaxError as error:
-        error.filename = filename
-        for attribute in ("lineno", "end_lineno"):
-            line = getattr(error, attribute, None)
-            if line is not None:
-                setattr(error, attribute, line + first_line - 1)
-        raise error.with_traceback(None) from None
+        found = error
+    try:  # IPython's words, with the lines counted as in the notebook
+        shell.compile.ast_parse("\n" * (first_line - 1) + transformed, filename)
+    except SyntaxError as error:
+        found = error
+    found.filename = filename
+    raise found.with_traceback(None) from None
 
 
 def _requirements(options: argparse.Namespace, cell: _Cell) -> list[str]:

@@ -79,7 +79,8 @@ class Pair:
         self.sessions = Sessions()
 
     def _send(self, request: Request, code: str, limit: int) -> tuple[dict[str, Any], Any]:
-        place = {"code": code, "filename": "<cell>", "first_line": 1, "source": code, "limit": limit}
+        place = {"code": code, "filename": "<cell>", "first_line": 1, "source": code, "number": 1}
+        place["limit"] = limit
         parts = [bytes(part) for part in (b"", *request.parts)]
         content = pickling.load(pickling.dump({**request.content, **place}))
         task = Task("cell", "cell", session="s")

@@ -373,7 +373,9 @@ class Display:
 
     type: ClassVar[str] = "display"
     run_id: str
-    kind: str  # "display", "result" (the value of a cell's last expression) or "update"
+    # "display", "result" (the value of a cell's last expression), "update", "page" (for a pager), or "error":
+    # {"ename", "evalue", "traceback"} instead of a MIME bundle; metadata "own" says that it ends the cell
+    kind: str
     data: Data = field(default_factory=list)
     seq: int = 0
     sent_at: float = 0.0

@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from fal_agent.wire import Failure, Result
+from fal_notebook.display.errors import forget_error, note_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,18 +19,19 @@ if TYPE_CHECKING:
 
     Draw = Callable[[Received], None]
 
-__all__ = ["background", "drawer", "in_kernel"]
+__all__ = ["background", "drawer", "in_kernel", "note_error"]
 
 
 def in_kernel() -> bool:
     """Whether this process is a Jupyter kernel, which shows more than text."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
-    return shell is not None and hasattr(shell, "kernel")
+    return getattr(shell, "kernel", None) is not None
 
 
 def drawer() -> Draw:
     """Give what draws the events of one call, called by the thread that waits for it."""
+    forget_error()
     return _Drawer().draw
 
 

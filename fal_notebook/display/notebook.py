@@ -16,6 +16,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from fal_agent.wire import Clear, Display, Failure, Log, Result, Stage
+from fal_notebook.display.errors import HeldError, hold_error, plain_text, show_error, show_page
 from fal_notebook.display.phases import TICK, Phases, TextDecoder
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class CellFace:
         self._decode = TextDecoder()
         self._lock = threading.RLock()
         self._ticker: threading.Timer | None = None
+        self._held: HeldError | None = None
 
     def draw(self, received: Received) -> None:
         """Draw one event."""
@@ -74,22 +76,42 @@ class CellFace:
 
     def _draw_output(self, received: Received) -> None:
         event = received.event
+        if self._held is not None and isinstance(event, (Log, Display, Clear)):
+            self._held.later.append(received)
+        elif isinstance(event, Display):
+            self._draw_display(event.kind, json.loads(bytes(received.data[0])))
+        else:
+            self._draw_text(received)
+
+    def _draw_text(self, received: Received) -> None:
+        event = received.event
         if isinstance(event, Log):
             stream = sys.stdout if event.stream == "stdout" else sys.stderr
             stream.write(self._decode(received))
             stream.flush()
-        elif isinstance(event, Display):
-            content = json.loads(bytes(received.data[0]))
-            data, metadata = content["data"], content["metadata"]
-            display_id = content["transient"].get("display_id")
-            if event.kind == "result":
-                publish_result(data, metadata)
-            else:
-                _publish(data, metadata, display_id=display_id, update=event.kind == "update")
         elif isinstance(event, Clear):
             from IPython.display import clear_output
 
             clear_output(wait=event.wait)
+
+    def _draw_display(self, kind: str, content: dict[str, Any]) -> None:
+        data, metadata = content["data"], content["metadata"]
+        if kind == "result":
+            publish_result(data, metadata)
+        elif kind == "page":
+            show_page(data, metadata["start"])
+        elif kind != "error":
+            display_id = content["transient"].get("display_id")
+            _publish(data, metadata, display_id=display_id, update=kind == "update")
+        elif metadata["own"]:
+            self._held = hold_error(data, self._draw_later)
+        else:
+            show_error(data)
+
+    def _draw_later(self, received: Received) -> None:
+        """Draw what came after the cell's error."""
+        self._held = None
+        self._draw_output(received)
 
 
 class BackgroundFace:
@@ -111,13 +133,18 @@ class BackgroundFace:
             if isinstance(event, Log) and event.source == "user":
                 self._add(self._decode(received))
             elif isinstance(event, Display):
-                content = json.loads(bytes(received.data[0]))
-                self._board.show(content, update=event.kind == "update")
+                self._show(event.kind, json.loads(bytes(received.data[0])))
             elif isinstance(event, Clear):
                 self.text, self._size = [], 0
             elif isinstance(event, (Result, Failure)):
                 self.is_over, self.has_failed = True, isinstance(event, Failure)
             self._board.redraw_soon()
+
+    def _show(self, kind: str, content: dict[str, Any]) -> None:
+        if kind != "error":
+            self._board.show(content, update=kind == "update")
+        elif not content["metadata"]["own"]:  # that one is raised by `result()`
+            self._add(plain_text(content["data"]))
 
     def _add(self, text: str) -> None:
         self.text.append(text)

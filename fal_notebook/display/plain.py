@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from fal_agent.wire import Display, Log, Stage
+from fal_notebook.display.errors import hold_error, show_error, show_page
 from fal_notebook.display.phases import Phases, TextDecoder
 
 if TYPE_CHECKING:
@@ -41,7 +42,17 @@ class TextFace:
             if isinstance(event, Log):
                 _write(sys.stdout if event.stream == "stdout" else sys.stderr, self._decode(received))
             elif isinstance(event, Display) and event.kind != "update":
-                _show(event.kind, json.loads(bytes(received.data[0])))
+                self._show(event.kind, json.loads(bytes(received.data[0])))
+
+    def _show(self, kind: str, content: dict[str, Any]) -> None:
+        if kind == "page":
+            show_page(content["data"], content["metadata"]["start"])
+        elif kind != "error":
+            _show(kind, content)
+        elif content["metadata"]["own"]:
+            hold_error(content["data"], self.draw)
+        else:
+            show_error(content["data"])
 
     def _tell(self) -> None:
         """Say what goes on, if it takes long."""

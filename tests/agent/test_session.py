@@ -46,7 +46,8 @@ class Notebook:
             parts += dumped
         message: dict[str, Any] = {
             "code": code, "filename": "<cell 1>", "first_line": 1, "source": code, "names": names, "held": {},
-            "aliases": {}, "deleted": [], "binds": [], "returns": True, "wanted": [], "limit": 1 << 20,
+            "aliases": {}, "deleted": [], "binds": [], "may_bind": [], "returns": True, "wanted": [],
+            "limit": 1 << 20, "number": 1,
         }  # fmt: skip
         call = self._call()
         token = CURRENT_CALL.set(call)
@@ -349,7 +350,7 @@ def test_figures_are_shown_at_the_end_and_closed(notebook: Notebook, first: str)
 
 def test_help_is_shown(notebook: Notebook) -> None:
     notebook.run("len?")
-    assert "Return the number of items" in notebook.texts("display")[0]
+    assert "Return the number of items" in notebook.texts("page")[0]
 
 
 def test_shell_lines_print_to_the_present_stdout(
@@ -383,7 +384,40 @@ def test_await_works_at_the_top_level(notebook: Notebook) -> None:
         "import asyncio\nasync def f():\n    await asyncio.sleep(0)\n    return 7\nx = await f()"
     )
     assert values["x"] == 7
-    assert notebook.run("y = asyncio.run(f())")[1]["y"] == 7
+
+
+def test_an_event_loop_runs_in_every_cell_as_in_a_kernel(notebook: Notebook) -> None:
+    """Libraries make tasks in cells that do not await anything."""
+    notebook.run("import asyncio\nasync def f(): return 7\ntask = asyncio.create_task(f())")
+    assert notebook.run("y = await task")[1]["y"] == 7
+    with pytest.raises(RuntimeError, match="running event loop"):
+        notebook.run("c = f()\ntry: asyncio.run(c)\nfinally: c.close()")
+
+
+def test_context_variables_outlive_their_cell(notebook: Notebook) -> None:
+    """NumPy's print options and decimal's precision are such."""
+    notebook.run("import decimal\ndecimal.getcontext().prec = 5")
+    assert notebook.run("third = str(decimal.Decimal(1) / 3)")[1] == {"third": "0.33333"}
+    notebook.run("await __import__('asyncio').sleep(0)\ndecimal.getcontext().prec = 3")
+    assert notebook.run("third = str(decimal.Decimal(1) / 3)")[1] == {"third": "0.333"}
+
+
+def test_what_a_cell_deletes_is_freed_while_it_runs(notebook: Notebook) -> None:
+    """A model that is deleted must leave the GPU before the next one is loaded."""
+    notebook.run("import weakref\nclass Model: pass\nmodel = Model()\nref = weakref.ref(model)")
+    assert notebook.run("del model\nis_gone = ref() is None")[1] == {"is_gone": True}
+
+
+def test_a_list_at_the_place_of_a_deleted_one_is_a_new_value(notebook: Notebook) -> None:
+    notebook.run("items = [1]")
+    assert notebook.run("del items\nitems = [2]")[1] == {"items": [2]}
+    _, values = notebook.run("if len(items):\n    del items\n    items = [3]", may_bind=["items"])
+    assert values == {"items": [3]}
+
+
+def test_cells_have_the_numbers_of_the_notebook(notebook: Notebook) -> None:
+    notebook.run("41", number=5)
+    assert notebook.run("a = Out[5], In[5], _5, In[3]", number=7)[1] == {"a": (41, "41", 41, "")}
 
 
 # ---------------------------------------------------------------- errors
@@ -433,20 +467,24 @@ def test_a_syntax_error_is_raised_with_the_notebooks_line(notebook: Notebook, ca
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_error_of_a_script_is_printed_as_in_a_kernel(
-    notebook: Notebook, tmp_path: Path, capsys: Any
-) -> None:
+def test_the_error_of_a_script_is_shown_as_in_a_kernel(notebook: Notebook, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text("1/0\n")
     notebook.run(f"%run {tmp_path}/script.py")
     notebook.run("get_ipython().run_cell('1/0');")
-    assert capsys.readouterr().out.count("division by zero") == 2
+    shown = [bundle for kind, bundle in notebook.shown if kind == "error"]
+    assert [(bundle["data"]["ename"], bundle["metadata"]) for bundle in shown] == [
+        ("ZeroDivisionError", {"own": False})
+    ] * 2
 
 
 @pytest.mark.parametrize("code", ["raise SystemExit(3)", "import sys; sys.exit(3)"])
-def test_leaving_is_an_error_and_the_session_goes_on(notebook: Notebook, code: str) -> None:
+def test_leaving_is_an_error_and_the_session_goes_on(
+    notebook: Notebook, code: str, recwarn: pytest.WarningsRecorder
+) -> None:
     notebook.run("x = 1")
-    with pytest.warns(UserWarning, match="To exit"), pytest.raises(SystemExit):
+    with pytest.raises(SystemExit):
         notebook.run(code)
+    assert not recwarn.list  # the notebook's own IPython says how to leave
     assert notebook.run("y = x")[1] == {"y": 1}
 
 

@@ -26,11 +26,15 @@ class Cell:
     Attributes:
         outputs: dictionaries as in a notebook file; text of one stream is put together.
         status: "ok" or "error"; None while it runs.
+        clears: the next output takes the place of those that are there.
+        payload: what the reply asks the front end to do, such as to open a pager.
     """
 
     message_id: str
     outputs: list[dict[str, Any]] = field(default_factory=list)
     status: str | None = None
+    clears: bool = False
+    payload: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -77,6 +81,7 @@ class Kernel:
         self.widgets: dict[str, dict[str, Any]] = {}
         self.updates = 0
         self._displays: dict[str, list[dict[str, Any]]] = {}
+        self._replies: dict[str, dict[str, Any]] = {}
 
     def run(self, code: str, *, timeout: float = 90.0) -> Cell:
         """Run a cell and wait until it has ended and said all."""
@@ -96,6 +101,10 @@ class Kernel:
         while cell.status is None or not cell.status.endswith("."):
             self._take(end - time.monotonic())
         cell.status = cell.status.rstrip(".")
+        while cell.message_id not in self._replies:
+            reply = self._client.get_shell_msg(timeout=max(0.0, end - time.monotonic()))
+            self._replies[reply["parent_header"]["msg_id"]] = reply["content"]
+        cell.payload = self._replies.pop(cell.message_id).get("payload", [])
 
     def wait_for(self, cell: Cell, text: str, *, timeout: float = 60.0) -> None:
         """Wait until something that contains `text` stands below a cell."""
@@ -141,6 +150,9 @@ class Kernel:
             self._add(cell, kind, content)
 
     def _add(self, cell: Cell, kind: str, content: dict[str, Any]) -> None:
+        if cell.clears and kind in ("stream", "display_data", "execute_result", "error"):
+            cell.outputs.clear()
+            cell.clears = False
         if kind == "status" and content["execution_state"] == "idle":
             cell.status = f"{'error' if 'error' in cell.kinds else 'ok'}."
         elif kind == "stream":
@@ -154,31 +166,36 @@ class Kernel:
             display_id = content.get("transient", {}).get("display_id")
             if display_id:
                 self._displays.setdefault(display_id, []).append(cell.outputs[-1])
-        elif kind == "clear_output" and not content["wait"]:
-            cell.outputs.clear()
+        elif kind == "clear_output":
+            cell.clears = content["wait"]
+            if not content["wait"]:
+                cell.outputs.clear()
 
 
 @contextlib.contextmanager
-def start_kernel(**environment: str) -> Iterator[Kernel]:
-    """Start a kernel of this Python and load the extension in it.
+def start_kernel(*, extension: bool = True, **environment: str) -> Iterator[Kernel]:
+    """Start a kernel of this Python.
 
     Args:
+        extension: load ours in it.
         environment: variables besides those of this process.
     """
+    inherited = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}  # kernels heed it
     from jupyter_client import KernelManager
 
     with tempfile.TemporaryDirectory(prefix="fal-kernel-") as folder:
         manager = KernelManager(transport="ipc", ip=f"{folder}/k")
         manager.kernel_cmd = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         manager.connection_file = f"{folder}/connection.json"
-        manager.start_kernel(env={**os.environ, "IPYTHONDIR": f"{folder}/ipython", **environment}, cwd=folder)
+        manager.start_kernel(env={**inherited, "IPYTHONDIR": f"{folder}/ipython", **environment}, cwd=folder)
         client = manager.blocking_client()
         client.start_channels()
         try:
             client.wait_for_ready(timeout=60)
             kernel = Kernel(client, manager)
-            loaded = kernel.run("%load_ext fal_notebook")
-            assert loaded.status == "ok", loaded.outputs
+            if extension:
+                loaded = kernel.run("%load_ext fal_notebook")
+                assert loaded.status == "ok", loaded.outputs
             yield kernel
         finally:
             client.stop_channels()

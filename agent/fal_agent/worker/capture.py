@@ -73,6 +73,8 @@ class Capture:
         elif call.task.kind != "cell":  # a function before may have left others in their places
             sys.stdout, sys.stderr = self._streams
         self._calls[call.run_id] = call
+        pipes = self._private.get(call.run_id, self._pipes)
+        call.gather = lambda: self.log(pipes.drain())
 
     def end(self, call: CallContext) -> None:
         """A call is over: everything it wrote until now is handed to it before this returns."""
@@ -246,7 +248,7 @@ class CallStream(io.TextIOBase):
         self._capture, self._stream, self._fd = capture, stream, fd
         self.buffer = _CallBuffer(self)
 
-    encoding = "utf-8"
+    encoding = "UTF-8"  # as a kernel spells it
     errors = "replace"
 
     @property

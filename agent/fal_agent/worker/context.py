@@ -34,11 +34,13 @@ class CallContext:
         task: what is to run.
         is_struck: an interrupt reached its code.
         is_over: true once its result has been sent; what it says later is not heard.
+        gather: hands over what C code and subprocesses wrote until now.
     """
 
     def __init__(self, request: Execute, task: Task, send: Send) -> None:
         self.request, self.task, self.run_id = request, task, request.run_id
         self.is_over = self.is_struck = False
+        self.gather: Callable[[], None] = _nothing
         self._send = send
         self._outbox = Outbox(task.outbox)
         self._unacknowledged = 0
@@ -106,9 +108,10 @@ class CallContext:
         metadata: Optional[dict[str, Any]] = None,
         transient: Optional[dict[str, Any]] = None,
     ) -> None:
-        """Show a MIME bundle: `kind` is "display", "result" or "update"."""
+        """Show a MIME bundle; `kind` is as in `wire.Display`."""
         bundle = {"data": data, "metadata": metadata or {}, "transient": transient or {}}
         content = json.dumps(bundle, default=_as_text).encode()
+        self.gather()
         with self._emitting:
             self.flush()
             refs, buffers = self._pack([content])
@@ -116,6 +119,7 @@ class CallContext:
 
     def clear(self, wait: bool = False) -> None:
         """Clear the output of the run's cell, at once or when new output comes."""
+        self.gather()
         with self._emitting:
             self.flush()
             self._emit(Clear(self.run_id, wait=wait, sent_at=time.time(), cost=64), [])
@@ -167,6 +171,10 @@ class CallContext:
                 self._credit.wait(1.0)
             self._unacknowledged += message.cost
         self._send(message, buffers)
+
+
+def _nothing() -> None:
+    """What a call gathers when nobody captures."""
 
 
 def _as_text(value: Any) -> Any:

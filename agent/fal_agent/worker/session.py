@@ -10,11 +10,13 @@ A cell's request is a dict:
     filename    str     what tracebacks call the cell
     first_line  int     line of `source` where `code` begins, from 1
     source      str     the whole text that `filename` stands for
+    number      int     the cell's number in the notebook
     names       dict    name -> [start, stop, version]: values that came along, slices of the parts
     held        dict    name -> version that the session is taken to hold; "*" for whichever
     aliases     dict    name -> [name in the session, version]: another name for a value that is here
     deleted     list    names that the notebook deleted
     binds       list    names that the cell is certain to bind if it ends well
+    may_bind    list    names that the cell may bind
     returns     bool    bring back what the cell binds
     wanted      list    names whose values are to come back in any case
     limit       int     bytes; a larger value stays, and is described
@@ -37,6 +39,7 @@ import os
 import sys
 import types
 import uuid
+import weakref
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Optional
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
 __all__ = ["Sessions"]
 
 _ANY = "*"
+_ATOMS = (int, float, complex, bool, type(None))
 
 
 class Sessions:
@@ -166,14 +170,15 @@ class _Session:
 
     def _execute(self, request: dict[str, Any], call: CallContext, reply: _Reply) -> set[str]:
         """Run the code; give the names that it bound."""
-        before = dict(self._namespace)
+        before = {name: _Trace(value) for name, value in self._namespace.items()}
         with self._in_own_folder():
             error = self._shell.run_cell_of(request, call)
-        nothing = object()
         bound = {
             name
             for name, value in self._namespace.items()
-            if before.get(name, nothing) is not value and name not in self._own and name[:1] != "_"
+            if name not in self._own
+            and name[:1] != "_"
+            and (name not in before or not before[name].is_of(value, name in request["may_bind"]))
         }
         if error is None:  # a name may have got the very value that it had
             bound |= {name for name in request["binds"] if name in self._namespace}
@@ -225,6 +230,26 @@ class _Session:
                 reply.types[name] = type_name(value)
                 buffers += parts
         return buffers
+
+
+class _Trace:
+    """Tells whether a name still stands for a value, without keeping that: `del` frees it at once."""
+
+    __slots__ = ("_id", "_ref")
+
+    def __init__(self, value: Any) -> None:
+        self._id = id(value)
+        try:
+            self._ref: Any = weakref.ref(value)
+        except TypeError:
+            # What is small is kept. A list or the like leaves its address, which another may have got since.
+            self._ref = (lambda: value) if isinstance(value, _ATOMS) else None
+
+    def is_of(self, value: Any, may_be_new: bool) -> bool:
+        """Whether this is the value; `may_be_new` says that the name may have been bound again."""
+        if self._ref is None:
+            return self._id == id(value) and not may_be_new
+        return self._ref() is value
 
 
 def _make_shell() -> Any:

@@ -1,19 +1,25 @@
 """The IPython shell that runs a session's cells, without a terminal.
 
 Runs in a worker. IPython is imported with this module, so the module is imported on first use. What
-a cell shows goes to the call that runs it; what it raises is given back, not printed.
+a cell shows goes to the call that runs it; what it raises is given back, and goes along as IPython
+shows it here, since only here are the frames.
 """
 
 from __future__ import annotations
 
 import ast
 import asyncio
+import contextvars
 import linecache
 import os
 import sys
 import types
+import warnings
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
+from IPython.core import interactiveshell
 from IPython.core.compilerop import CachingCompiler
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
@@ -26,22 +32,27 @@ from traitlets.config import Config
 from fal_agent.worker.context import CURRENT_CALL
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Iterator
 
     from fal_agent.worker.context import CallContext
 
 __all__ = ["SessionShell", "make_shell"]
 
 _REPORTING = ("run_code", "run_ast_nodes", "run_cell_async", "_run_cell")
+_OURS = str(Path(__file__).parent) + os.sep
 _INLINE = "module://matplotlib_inline.backend_inline"
 
 
 def make_shell() -> SessionShell:
     """Make the shell of a new session, with a namespace of its own that is called `__main__`."""
     config = Config()
-    config.HistoryManager.enabled = False  # the notebook keeps the history
+    config.HistoryManager.hist_file = ":memory:"  # the notebook keeps the history
     module = types.ModuleType("__main__", "The names that a session's cells share.")
-    return SessionShell(config=config, user_module=module)
+    interactiveshell.warn = _warn  # of IPython's own code only
+    shell = SessionShell(config=config, user_module=module)
+    with suppress(Exception):  # a home that cannot be written to: %store is not there then
+        shell.extension_manager.load_extension("storemagic")
+    return shell
 
 
 class _Compiler(CachingCompiler):  # type: ignore[misc] # IPython has no types
@@ -130,6 +141,8 @@ class _Hook(DisplayHook):  # type: ignore[misc]
 class SessionShell(InteractiveShell):  # type: ignore[misc]
     """Runs cells in one namespace."""
 
+    execution_count: int
+    kernel = None  # libraries ask whether a shell has one, to know a notebook from a terminal
     compiler_class = Type(_Compiler)
     displayhook_class = Type(_Hook)
     display_pub_class = Type(_Publisher)
@@ -137,7 +150,9 @@ class SessionShell(InteractiveShell):  # type: ignore[misc]
     def __init__(self, **options: Any) -> None:
         self._call: Optional[CallContext] = None
         self._depth = 0
+        self._is_ending = self._has_told = False  # the cell's own error is being shown; was shown
         self._plots_are_inline = False
+        self._context = contextvars.copy_context()
         super().__init__(**options)
         self.loop_runner = _run_coroutine
         self.set_hook("show_in_pager", _show_page, 0)
@@ -166,12 +181,50 @@ class SessionShell(InteractiveShell):  # type: ignore[misc]
         """
         self._call, self._depth = call, 0
         self.compile.expect(request)
+        self._count_as(request["number"])
         try:
-            result = self.run_cell(request["code"], store_history=True)
+            result = _run_coroutine(self._run_in_loop(request["code"]))
         finally:
             self._call = None
+            for variable, value in self._context.items():  # such as NumPy's print options; a task has a copy
+                variable.set(value)
         error: Optional[BaseException] = result.error_before_exec or result.error_in_exec
         return error
+
+    async def _run_in_loop(self, code: str) -> Any:
+        """Run a cell while an event loop runs, as a kernel does: tasks may be made in any cell."""
+        try:
+            return await self._run_as_kernels_do(code)
+        finally:
+            self._context = contextvars.copy_context()
+
+    async def _run_as_kernels_do(self, code: str) -> Any:
+        problem = None
+        try:
+            transformed = self.transform_cell(code)
+        except Exception:  # noqa: BLE001 - IPython shows it when it is told of it
+            transformed, problem = code, sys.exc_info()
+        if not self.should_run_async(code, transformed_cell=transformed, preprocessing_exc_tuple=problem):
+            return self.run_cell(code, store_history=True)
+        self._depth = 1
+        try:
+            result = await self.run_cell_async(
+                code, store_history=True, transformed_cell=transformed, preprocessing_exc_tuple=problem
+            )
+            self.events.trigger("post_execute")
+            self.events.trigger("post_run_cell", result)
+        finally:
+            self._depth = 0
+        return result
+
+    def _count_as(self, number: int) -> None:
+        """Give the next cell the number that it has in the notebook, so that `Out[5]` is the one there."""
+        if number < self.execution_count:  # another notebook shares the session
+            return
+        self.execution_count = number
+        history = self.history_manager
+        for inputs in (history.input_hist_parsed, history.input_hist_raw):
+            inputs.extend([""] * (number - len(inputs)))
 
     def _show_plots_inline(self) -> None:
         """Let matplotlib's figures show at the end of the cell, whenever it is imported."""
@@ -201,23 +254,51 @@ class SessionShell(InteractiveShell):  # type: ignore[misc]
             self._depth -= 1
 
     def showtraceback(self, *args: Any, **options: Any) -> None:
-        """Print the traceback of what a magic caught; the cell's own error is given back instead."""
-        if not self._is_own_error(sys._getframe(1)):  # noqa: SLF001 - who calls says whose error it is
-            super().showtraceback(*args, **options)
+        """Show an error: the cell's own as the last thing of it, or one that a magic or a repr met."""
+        with self._telling(sys._getframe(1)) as is_told:  # noqa: SLF001 - who calls says whose error it is
+            if is_told:
+                super().showtraceback(*args, **options)
 
     def showsyntaxerror(self, *args: Any, **options: Any) -> None:
         """As `showtraceback`."""
-        if not self._is_own_error(sys._getframe(1)):  # noqa: SLF001
+        with self._telling(sys._getframe(1)):  # noqa: SLF001
             super().showsyntaxerror(*args, **options)
 
     def showindentationerror(self) -> None:
         """As `showtraceback`."""
-        if not self._is_own_error(sys._getframe(1)):  # noqa: SLF001
+        with self._telling(sys._getframe(1)):  # noqa: SLF001
             super().showindentationerror()
 
-    def _is_own_error(self, caller: Any) -> bool:
-        """Whether IPython shows what it also gives as the result of running the cell."""
-        return self._depth == 1 and caller.f_code.co_name in _REPORTING
+    @contextmanager
+    def _telling(self, caller: Any) -> Iterator[bool]:
+        """Let the notebook know when it is the cell's own error that is shown; give whether to show it."""
+        _hide_own_frames(sys.exc_info()[1])
+        if self._is_ending or self._depth != 1 or caller.f_code.co_name not in _REPORTING:
+            yield True
+            return
+        if not _has_sources(sys.exc_info()[1]):  # the notebook has, and shows the error itself
+            yield False
+            return
+        self._is_ending, self._has_told = True, False
+        try:
+            yield True
+        finally:
+            self._is_ending = False
+        error = sys.exc_info()[1]
+        if not self._has_told:  # it was printed: groups of exceptions, mistakes in using a magic
+            self._tell_error(type(error).__name__, _text_of(error), [], is_own=True)
+
+    def _showtraceback(self, etype: Any, evalue: Any, stb: list[str]) -> None:
+        """Hand an error as it is shown to the call."""
+        self._last_traceback = stb
+        self._tell_error(str(etype.__name__), _text_of(evalue), stb, is_own=self._is_ending)
+        self._has_told = True
+
+    def _tell_error(self, name: str, text: str, lines: list[str], *, is_own: bool) -> None:
+        call = self.call
+        if call is not None:
+            shown = {"ename": name, "evalue": text, "traceback": lines}
+            call.display("error", shown, {"own": is_own})
 
     def ask_exit(self) -> None:
         """Say how a session ends, where a terminal's shell would end."""
@@ -249,8 +330,51 @@ def _run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
         raise interrupt.with_traceback(getattr(cancelled, "__traceback__", None)) from None
 
 
-def _show_page(shell: SessionShell, data: Any, **_options: Any) -> None:
-    """Show what IPython would put into a pager: help, sources."""
+def _show_page(shell: SessionShell, data: Any, start: int = 0, **_options: Any) -> None:
+    """Hand what IPython would put into a pager (help, sources) to the notebook's pager."""
     call = shell.call
     if call is not None:
-        call.display("display", data if isinstance(data, dict) else {"text/plain": str(data)})
+        bundle = data if isinstance(data, dict) and "text/plain" in data else {"text/plain": str(data)}
+        call.display("page", bundle, {"start": start})
+
+
+def _warn(message: Any, *args: Any, **options: Any) -> None:
+    """Warn on behalf of IPython, but not how to leave it after SystemExit: the notebook says so itself."""
+    if "To exit:" not in str(message):
+        options["stacklevel"] = options.get("stacklevel", 1) + 1
+        warnings.warn(message, *args, **options)
+
+
+def _hide_own_frames(error: Optional[BaseException]) -> None:
+    """Leave the frames of ours that user code called (`open`, made to know `/data`) out of tracebacks."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        step = error.__traceback__
+        while step is not None:
+            while step.tb_next is not None and step.tb_next.tb_frame.f_code.co_filename.startswith(_OURS):
+                step.tb_next = step.tb_next.tb_next
+            step = step.tb_next
+        error = error.__cause__ or error.__context__
+
+
+def _has_sources(error: Optional[BaseException]) -> bool:
+    """Whether the lines of all Python files that an error went through are known here."""
+    step = error.__traceback__ if error is not None else None
+    while step is not None:
+        name = step.tb_frame.f_code.co_filename
+        if name.endswith(".py") and not linecache.getline(name, step.tb_lineno, step.tb_frame.f_globals):
+            return False
+        step = step.tb_next
+    return True
+
+
+def _text_of(error: Any) -> str:
+    try:
+        return str(error)
+    except Exception as problem:  # noqa: BLE001 - the user's own __str__
+        return f"<its text cannot be had: __str__ raised {type(problem).__name__}>"
+
+
+# Libraries recognise a notebook by the name of its shell, and show rich output and wide tables then.
+SessionShell.__name__ = SessionShell.__qualname__ = "ZMQInteractiveShell"

@@ -1,0 +1,130 @@
+"""Show a cell's error as it was shown on the host, at the moment when IPython shows the cell's error.
+
+Runs in the notebook. A cell's error is raised here as itself, for `%debug` and for code that catches it;
+but its frames, their variables and IPython's settings are on the host, and so the host shows it. What a
+cell shows after its error (figures that it left open) is drawn after it, as in any kernel.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fal_notebook.hosts.base import Received
+
+    Draw = Callable[[Received], None]
+
+__all__ = [
+    "HeldError",
+    "forget_error",
+    "hold_error",
+    "note_error",
+    "plain_text",
+    "show_error",
+    "show_errors_of",
+    "show_page",
+]
+
+_ANSI = re.compile(r"\x1b\[[\d;]*m")
+
+
+class HeldError:
+    """What a cell said at its end: its error, and what came after.
+
+    Attributes:
+        content: the error as the host showed it.
+        later: events that came after it.
+        error: what the cell raises here; None until that is known.
+    """
+
+    def __init__(self, content: dict[str, Any], draw: Draw) -> None:
+        self.content, self._draw = content, draw
+        self.later: list[Received] = []
+        self.error: BaseException | None = None
+
+    def show(self, otherwise: Callable[[], None]) -> None:
+        """Show all of it; `otherwise` shows what is raised here, if that is another error: a timeout, say."""
+        if type(self.error).__name__ != self.content["ename"]:
+            otherwise()
+        elif self.content["traceback"]:  # else it was printed
+            show_error({**self.content, "traceback": [*self.content["traceback"], *self._advice()]})
+        for received in self.later:
+            self._draw(received)
+
+    def _advice(self) -> list[str]:
+        """What was added here to the error of a missing module: how to get it onto the host."""
+        return (
+            list(getattr(self.error, "__notes__", ())) if isinstance(self.error, ModuleNotFoundError) else []
+        )
+
+
+_held: list[HeldError] = []  # of the cell that runs now; one at most
+
+
+def hold_error(content: dict[str, Any], draw: Draw) -> HeldError:
+    """Keep the error that ends the running cell until IPython asks for it; `draw` draws what comes after."""
+    _held[:] = [HeldError(content, draw)]
+    return _held[0]
+
+
+def forget_error() -> None:
+    """Another call begins; an error that nobody asked for was caught."""
+    _held.clear()
+
+
+def note_error(error: BaseException) -> None:
+    """Say what the running cell raises here."""
+    for held in _held:
+        held.error = error
+
+
+def show_errors_of(shell: Any) -> Callable[[], None]:
+    """Let an IPython shell show the errors of cells on hosts as the hosts do; give what undoes it."""
+    original = shell.showtraceback
+
+    def showtraceback(*args: Any, **options: Any) -> None:
+        error = sys.exc_info()[1]
+        if error is None or not _held or _held[0].error is not error:
+            original(*args, **options)
+            return
+        sys.last_type, sys.last_value, sys.last_traceback = (
+            type(error),
+            error,
+            error.__traceback__,
+        )  # for %debug
+        _held.pop().show(lambda: original(*args, **options))
+
+    shell.showtraceback = showtraceback
+
+    def undo() -> None:
+        if vars(shell).get("showtraceback") is showtraceback:
+            del shell.showtraceback
+
+    return undo
+
+
+def show_error(content: dict[str, Any]) -> None:
+    """Show an error below the cell that is running; in a script, on stderr."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if shell is None:
+        sys.stderr.write(plain_text(content))
+        return
+    kind = type(content["ename"], (Exception,), {})
+    shell._showtraceback(kind, content["evalue"], content["traceback"])  # noqa: SLF001 - a kernel's way to its front end
+
+
+def plain_text(content: dict[str, Any]) -> str:
+    """An error as text without colours."""
+    return _ANSI.sub("", "\n".join(content["traceback"])) + "\n"
+
+
+def show_page(data: dict[str, Any], start: int) -> None:
+    """Show help or sources where this shell shows them: in a notebook's pager, or a terminal's."""
+    from IPython.core import page
+
+    page.page(data, start=start)
