@@ -92,7 +92,9 @@ class Capture:
         if call is None:
             self.log(text)
             return
-        self.log(self._private.get(call.run_id, self._pipes).drain())
+        unowned = (self._private.get(call.run_id, self._pipes) if self._private else self._pipes).drain()
+        if unowned:
+            self.log(unowned)
         call.write(stream, text, current_request_id.get() or "")
         if not self._wake.is_set():
             self._wake.set()
@@ -231,7 +233,8 @@ class _PipePair:
         """Hand over what both pipes hold; give the text that nobody owns."""
         with self._polling:  # a poll object cannot be asked by two threads at once
             is_ready = bool(self._poller.poll(0))
-        if not is_ready and not any(pipe.is_draining for pipe in self.pipes):
+        stdout, stderr = self.pipes  # written out: this runs for every piece of text that is printed
+        if not is_ready and not stdout.is_draining and not stderr.is_draining:
             return ""
         return "".join(pipe.drain() for pipe in self.pipes)
 
