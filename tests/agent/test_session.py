@@ -379,6 +379,13 @@ def test_cd_lasts_but_leaves_other_sessions_alone(notebook: Notebook, tmp_path: 
     assert notebook.run("import os; d = os.getcwd()", session="b")[1]["d"] == here
 
 
+def test_modules_where_cd_led_can_be_imported(notebook: Notebook, tmp_path: Path) -> None:
+    """Public notebooks clone a repository, `%cd` into it and import from it."""
+    (tmp_path / "cloned_module.py").write_text("there = 5\n")
+    notebook.run(f"%cd -q {tmp_path}")
+    assert notebook.run("from cloned_module import there")[1] == {"there": 5}
+
+
 def test_await_works_at_the_top_level(notebook: Notebook) -> None:
     _, values = notebook.run(
         "import asyncio\nasync def f():\n    await asyncio.sleep(0)\n    return 7\nx = await f()"

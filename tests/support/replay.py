@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Difference", "Replay", "compare", "differences", "read_notebook", "replay_on", "replay_plain"]
 
+# Cells write files: they begin in a folder of their own, on a host too.
 PLACES = """\
-import os, sys, sysconfig
-print("\\n".join([os.getcwd(), sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"), sys.prefix,
+import os, sys, sysconfig, tempfile
+begun = os.getcwd()
+get_ipython().run_line_magic("cd", "-q " + tempfile.mkdtemp(prefix="fal-replay-"))
+print("\\n".join([os.getcwd(), begun, sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"), sys.prefix,
                  os.path.expanduser("~")]))
-del os, sys, sysconfig"""
-LABELS = ("FOLDER", "PACKAGES", "STDLIB", "ENVIRONMENT", "HOME")
+del os, sys, sysconfig, tempfile, begun"""
+CLEANING = "__import__('shutil').rmtree({folder!r})"
+LABELS = ("FOLDER", "BEGUN", "PACKAGES", "STDLIB", "ENVIRONMENT", "HOME")
 
 _ANSI = re.compile(r"\x1b\[[\d;]*m")
 _DURATION = r"\d[\d.,]*(?:e[+-]\d+)? ?(?:ns|µs|us|μs|ms|s|min|h|d)\b(?: \d+ ?(?:ns|µs|us|ms|s|min)\b)*"
@@ -122,8 +126,11 @@ def _replay(cells: Sequence[str], opening: Sequence[str], *, prefix: str, closin
         for cell in opening:  # as many for each kernel, so that cells have the same numbers
             done = kernel.run(cell, timeout=300)
             assert done.status == "ok", done.outputs
-        replay.places = dict(zip(done.text.splitlines(), LABELS, strict=True))
+        folder, *others = done.text.splitlines()
+        for place, label in zip([folder, *others], LABELS, strict=True):
+            replay.places.setdefault(place, label)
         ran = [kernel.run(prefix + cell) for cell in cells]  # outputs may still be updated by later cells
+        kernel.run(prefix + CLEANING.format(folder=folder))
         kernel.run(closing)
         replay.outputs = [[*cell.outputs, *map(_as_output, cell.payload)] for cell in ran]
     return replay

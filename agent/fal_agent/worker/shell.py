@@ -49,6 +49,9 @@ def make_shell() -> SessionShell:
     config.HistoryManager.hist_file = ":memory:"  # the notebook keeps the history
     module = types.ModuleType("__main__", "The names that a session's cells share.")
     interactiveshell.warn = _warn  # of IPython's own code only
+    if "" not in sys.path:  # what lies where `%cd` led can be imported, and hides no library
+        libraries = (i for i, path in enumerate(sys.path) if path.endswith("-packages"))
+        sys.path.insert(next(libraries, len(sys.path)), "")
     shell = SessionShell(config=config, user_module=module)
     with suppress(Exception):  # a home that cannot be written to: %store is not there then
         shell.extension_manager.load_extension("storemagic")
