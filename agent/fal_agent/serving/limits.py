@@ -29,6 +29,7 @@ ANSWERED_503 = "an answer had status 503"
 CHECK_ASKED = f"a health check was asked for by the header {CHECK_HEADER}"
 
 _UNAVAILABLE = 503
+_BEGINNINGS = frozenset(["http.response.start", "websocket.http.response.start", "websocket.accept"])
 
 
 class Limits:
@@ -101,8 +102,8 @@ class Limits:
 
     def _watched(self, send: Send) -> Send:
         async def watched(message: Message) -> None:
-            if message["type"] in {"http.response.start", "websocket.http.response.start"}:
-                if message["status"] == _UNAVAILABLE:
+            if message["type"] in _BEGINNINGS:
+                if message.get("status") == _UNAVAILABLE:
                     self._on_unwell(ANSWERED_503)
                 if any(name.lower() == CHECK_HEADER.encode() for name, _ in message.get("headers", ())):
                     self._on_unwell(CHECK_ASKED)
