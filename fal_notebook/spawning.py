@@ -11,6 +11,7 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from fal_agent.errors import FalServerlessError
+from fal_agent.serving.signatures import resolved_annotations
 from fal_agent.wire import AppSpec, Call, HealthPolicy
 from fal_notebook import app_registry, config
 from fal_notebook.credentials import key_credentials, make_key
@@ -148,9 +149,10 @@ def _digest(text: str) -> str:
 
 def _parcel(cls: type[App], host: Host, settings: FunctionOptions, spec: AppSpec) -> Any:
     """Put the class and what it needs together."""
-    packed = pack_function(
-        cls, local_modules=settings.local_python_modules or (), serializer=settings.serializer
-    )
+    with resolved_annotations(cls):
+        packed = pack_function(
+            cls, local_modules=settings.local_python_modules or (), serializer=settings.serializer
+        )
     files, blobs = read_app_files(
         collect_app_files(
             settings.app_files,

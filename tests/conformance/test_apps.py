@@ -435,3 +435,38 @@ def test_what_comes_along_with_an_app(spawn: Callable[..., Any], tmp_path: Path)
 def test_the_inline_host_serves_no_apps() -> None:
     with pytest.raises(exceptions.FalServerlessError, match="run_local"):
         make().spawn(host="inline")
+
+
+def test_models_are_found_by_annotations_that_are_texts(spawn: Callable[..., Any]) -> None:
+    """As after `from __future__ import annotations`: the code itself does not name what they mean."""
+    code = """
+from __future__ import annotations
+
+import fal_notebook as fal
+from fastapi import Request, Response
+from pydantic import BaseModel
+
+
+class Input(BaseModel):
+    prompt: str
+
+
+class Output(BaseModel):
+    text: str
+
+
+class Texts(fal.App, name=NAME):
+    @fal.endpoint("/")
+    def generate(self, input: Input, request: Request, response: Response) -> Output:
+        response.headers["x-method"] = request.method
+        return Output(text=input.prompt)
+"""
+    cells: dict[str, Any] = {"__name__": "__main__", "NAME": f"texts-{os.getpid()}"}
+    exec(compile(code, "cell", "exec"), cells)
+    info = spawn(cells["Texts"])
+
+    answer = post(info, json={"prompt": "hi"})
+    assert (answer.json(), answer.headers["x-method"]) == ({"text": "hi"}, "POST")
+    assert cells["Texts"].generate.__annotations__["input"] == "Input"  # a model that is edited counts
+    document = httpx.get(f"{info.url}/openapi.json").json()
+    assert "Input" in document["components"]["schemas"]

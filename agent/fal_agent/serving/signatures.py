@@ -1,7 +1,8 @@
 """The parameters of a handler, with annotations that are strings resolved as far as they can be.
 
-Runs in the process that serves an app. FastAPI resolves annotations in the module of the function that
-it is given; a function that stands for a handler must therefore have them resolved already.
+Runs in the process that serves an app, and where one is sent from. FastAPI resolves annotations in the
+module of the function that it is given; a function that stands for a handler must therefore have them
+resolved already.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import inspect
 import types
 import typing
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from fal_agent.runtime.routes import marked_methods
 
-__all__ = ["as_function", "resolved_parameters", "return_annotation"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["as_function", "resolved_annotations", "resolved_parameters", "return_annotation"]
 
 
 def as_function(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,6 +56,28 @@ def return_annotation(function: Callable[..., Any]) -> Any:
     """
     function = inspect.unwrap(function)
     return _resolved(inspect.signature(function).return_annotation, getattr(function, "__globals__", {}))
+
+
+@contextmanager
+def resolved_annotations(cls: type) -> Iterator[None]:
+    """Have what the annotations of a class's routes name in place of their texts, within.
+
+    A function that travels takes along the globals that its code names; annotations that are strings, as
+    after `from __future__ import annotations`, name globals that the code does not.
+    """
+    before = []
+    for method in marked_methods(cls):
+        function = inspect.unwrap(method.function)
+        names = getattr(function, "__annotations__", None)
+        if names and any(isinstance(value, str) for value in names.values()):
+            before.append((names, dict(names)))
+            namespace = getattr(function, "__globals__", {})
+            names.update({name: _resolved(value, namespace) for name, value in names.items()})
+    try:
+        yield
+    finally:
+        for names, texts in before:
+            names.update(texts)
 
 
 def _resolved(annotation: Any, namespace: dict[str, Any]) -> Any:
