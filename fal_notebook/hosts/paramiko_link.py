@@ -40,6 +40,8 @@ OPEN_TIMEOUT = 30.0  # seconds for the server to open a channel or start a shell
 LINGER = 0.5  # seconds to wait for more output after a command has ended
 SLOWEST_UPLOAD = 20_000  # bytes per second
 PROHIBITED = 1
+_FULL_QUEUE_PAUSES = (0.02, 0.1)  # seconds
+_FREEING_SECONDS = 2.0  # after a session's end in which the server may still count it
 PLAIN = frozenset(string.ascii_letters + string.digits + " _-./=:,@+")
 
 _UPLOAD = """
@@ -102,6 +104,7 @@ class ParamikoLink:
         self._prompt_replies = False
         self._sessions = 0  # open now
         self._sessions_ended = 0  # since the beginning
+        self._ended_at = 0.0  # when the last one did
         self._asking = 0  # for a session, now
         self._session_changed = threading.Condition()
 
@@ -137,6 +140,8 @@ class ParamikoLink:
             else:
                 self._by_channel = True
                 return stream
+        if self._by_channel and (again := self._open_again(socket_path)) is not None:
+            return again
         if self.dial_command is None or self._by_channel:
             if answer.reason == PROHIBITED:
                 raise HostError(f"{self._label}: the server forbids connections to sockets ({answer.text})")
@@ -219,6 +224,14 @@ class ParamikoLink:
 
     # -- inside ---------------------------------------------------------------------------------------
 
+    def _open_again(self, socket_path: str) -> Stream | None:
+        """Try again: a listener whose queue is full refuses for a moment; None if it goes on refusing."""
+        for pause in _FULL_QUEUE_PAUSES:
+            time.sleep(pause)
+            with self._lost_is_said(), contextlib.suppress(ChannelRefused):
+                return self._transport.open_unix(socket_path, timeout=OPEN_TIMEOUT)
+        return None
+
     def _dial_script(self, socket_path: str) -> str:
         return (self.dial_command or "").replace("{socket}", shlex.quote(socket_path))
 
@@ -257,7 +270,9 @@ class ParamikoLink:
                 while self._sessions_ended == ended and (self._sessions or self._asking):
                     if not self._session_changed.wait(deadline - time.monotonic()):
                         break
-                if self._sessions_ended == ended:
+                if time.monotonic() - self._ended_at < _FREEING_SECONDS and time.monotonic() < deadline:
+                    self._session_changed.wait(0.02)
+                elif self._sessions_ended == ended:
                     raise HostError(
                         f"{self._label}: the server opens no further session ({self._sessions} are open). "
                         "Ask for a higher MaxSessions there, or for a user that may run commands"
@@ -283,6 +298,7 @@ class ParamikoLink:
         with self._session_changed:
             self._sessions -= 1
             self._sessions_ended += 1
+            self._ended_at = time.monotonic()
             self._session_changed.notify_all()
 
     @contextlib.contextmanager
