@@ -82,6 +82,49 @@ def test_without_auth_a_page_of_this_machine_is_let_in(origin: str) -> None:
     assert ask(guard, headers={"Origin": origin}).status_code == 200
 
 
+ELSEWHERE = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
+FOLLOWED = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ELSEWHERE,
+        {**ELSEWHERE, "Referer": "https://evil.example/"},
+        {**ELSEWHERE, "Referer": "https://evil.example/http://localhost/"},
+        {**ELSEWHERE, "Referer": "http://localhost@evil.example/"},
+        {**ELSEWHERE, "Sec-Fetch-Dest": "script"},
+        {**FOLLOWED, "Sec-Fetch-Dest": "iframe"},
+    ],
+)
+def test_without_auth_what_a_page_from_elsewhere_shows_is_refused(headers: dict[str, str]) -> None:
+    """Browsers send no Origin for images, scripts and frames."""
+    guard, inner = guarded("")
+
+    answer = ask(guard, method="GET", headers=headers)
+    assert answer.status_code == 403
+    assert "Sec-Fetch-Site" in answer.json()["detail"]
+    assert inner.scopes == []
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {**ELSEWHERE, "Referer": "http://localhost:8888/lab"},  # a notebook's page that shows an image
+        {**FOLLOWED, "Sec-Fetch-Dest": "iframe", "Referer": "http://localhost:8888/"},
+        {**ELSEWHERE, "Sec-Fetch-Site": "same-origin"},
+        {**ELSEWHERE, "Sec-Fetch-Site": "same-site"},  # of another port
+        {**ELSEWHERE, "Sec-Fetch-Site": "none"},  # typed in
+        FOLLOWED,  # a link: whoever follows it sees the answer, the page does not
+        {**ELSEWHERE, "Origin": "http://localhost:8888"},
+    ],
+)
+def test_without_auth_what_a_page_of_this_machine_shows_is_let_in(headers: dict[str, str]) -> None:
+    guard, _ = guarded("")
+
+    assert ask(guard, method="GET", headers=headers).status_code == 200
+
+
 def test_a_key_is_wanted_and_not_passed_on() -> None:
     guard, inner = guarded("private", "me:secret")
 

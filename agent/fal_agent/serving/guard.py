@@ -32,6 +32,7 @@ _MODES = ("", "private", "shared", "public")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]*)?")
 _SHOWN = 100  # characters of a header that are repeated to who sent it
+_ALONE = "This app is its user's alone"
 _LIFTED = (
     'Programs and pages on this machine may use it. app_auth="public" on the app lets everybody in, '
     'app_auth="private" whoever has the key.'
@@ -166,17 +167,36 @@ def _why_not_local(scope: Scope) -> Optional[str]:
     """Say why a request may come from a page elsewhere; None if it cannot.
 
     A name elsewhere that was made to mean this machine stands in the Host header still, and browsers say
-    in Origin which page sends a request that could change something.
+    in Origin which page sends a request that could change something. Of one that only shows something they
+    say whether the page is elsewhere, and as a rule which it is.
     """
     hosts = header_values(scope, b"host")
     if len(hosts) != 1 or not _is_loopback(hosts[0]):
-        named = _shown(hosts)
-        return f"This app is its user's alone: the Host header ({named}) does not name a loopback address"
+        return f"{_ALONE}: the Host header ({_shown(hosts)}) does not name a loopback address"
     origins = header_values(scope, b"origin")
-    if not all(_is_loopback(origin.partition("://")[2]) for origin in origins):
-        named = _shown(origins)
-        return f"This app is its user's alone: the request comes from a page elsewhere (Origin: {named})"
+    if not all(_is_loopback(_authority(origin)) for origin in origins):
+        return f"{_ALONE}: the request comes from a page elsewhere (Origin: {_shown(origins)})"
+    if not origins and _is_shown_elsewhere(scope):
+        pages = _shown(header_values(scope, b"referer"))
+        return f"{_ALONE}: a page elsewhere asks for it (Sec-Fetch-Site: cross-site, Referer: {pages})"
     return None
+
+
+def _is_shown_elsewhere(scope: Scope) -> bool:
+    """Say whether a page elsewhere asks for an image, a script, a frame or the like.
+
+    `localhost` and `127.0.0.1` are two sites for a browser, so a notebook's page is told by its Referer.
+    """
+    if "cross-site" not in header_values(scope, b"sec-fetch-site"):
+        return False
+    if header_values(scope, b"sec-fetch-dest") == ["document"]:
+        return False  # a link that somebody follows: what it leads to is shown to them, not to the page
+    pages = header_values(scope, b"referer")
+    return not pages or not all(_is_loopback(_authority(page)) for page in pages)
+
+
+def _authority(url: str) -> str:
+    return url.partition("://")[2].partition("/")[0]
 
 
 @functools.lru_cache(maxsize=256)
