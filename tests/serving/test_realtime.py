@@ -367,6 +367,8 @@ def test_the_traceback_of_a_handler_is_in_the_log(
     assert "realtime endpoint /raise of App failed:" in log
     assert 'raise _error(message["kind"])' in log
     assert log.rstrip().endswith("ValueError: the text of it")
+    assert "serving/realtime" not in log  # it begins where the app's own code does
+    assert "starlette" not in log
 
 
 def test_an_output_that_is_neither_dict_nor_model_is_an_error(served: RealtimeServer) -> None:

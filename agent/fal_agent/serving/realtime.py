@@ -15,13 +15,12 @@ a close with code 1000.
 from __future__ import annotations
 
 import asyncio
-import sys
-import traceback
 from typing import TYPE_CHECKING, Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from fal_agent.serving import realtime_codec as control
+from fal_agent.serving.failures import report
 from fal_agent.serving.realtime_calls import call, outputs
 from fal_agent.serving.realtime_codec import Codec
 from fal_agent.serving.realtime_inbox import MAX_WAITING_BYTES, Inbox, Input, InputsOver
@@ -263,9 +262,7 @@ class _Session:
 
     def _failure(self, error: BaseException) -> str:
         """Log an error; gives the control message that tells the client."""
-        lines = traceback.format_exception(type(error), error, error.__traceback__)
-        sys.stderr.write(f"realtime endpoint {self._name} failed:\n{''.join(lines)}")
-        sys.stderr.flush()
+        report(error, f"realtime endpoint {self._name}")
         try:
             reason = str(error) or type(error).__name__
         except Exception:  # noqa: BLE001 - a user's __str__ may do anything
