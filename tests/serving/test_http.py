@@ -155,7 +155,11 @@ def test_a_streaming_response_streams_within_its_request(serve: Serve) -> None:
 
 
 def test_health_is_always_there(serve: Serve) -> None:
-    assert serve(Sample).client.get("/health").json() == {"version": "unknown"}
+    client = serve(Sample).client
+
+    assert client.get("/health").json() == {"version": "unknown"}
+    assert client.head("/health").status_code == 200
+    assert "head" not in client.get("/openapi.json").json()["paths"]["/health"]
 
 
 @pytest.mark.parametrize("is_async", [False, True])

@@ -86,7 +86,9 @@ def build_application(app: BaseServable, metrics: Optional[Metrics] = None) -> F
     application.router.route_class = ScalarRoute
     add_failure_handlers(application)
     _add_routes(application, app, routes)
-    application.add_api_route("/health", _health_endpoint(app), name="health", methods=["GET"])
+    health = _health_endpoint(app)
+    application.add_api_route("/health", health, name="health", methods=["GET"])
+    application.add_api_route("/health", health, methods=["HEAD"], include_in_schema=False)  # HTTP wants it
     application.router.routes.append(
         Mount(FILES_PATH, files_route())
     )  # last: what the app has there is its own
