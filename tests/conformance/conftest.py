@@ -10,41 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from support.sshd import SSHServer, start_sshd
-
-from fal_notebook.hosts import registry
+from support.hosts import AGENT_HOSTS, host_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fal_notebook.hosts.base import Host
-
-HOSTS = ("inline", "local", "ssh")
-
-
-@pytest.fixture(scope="session")
-def ssh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SSHServer]:
-    """A real OpenSSH server on loopback, with an unprivileged user behind it."""
-    server = start_sshd(tmp_path_factory.mktemp("sshd"), name="gpu-box")
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="session")
-def ssh_host(ssh_server: SSHServer) -> Iterator[Host]:
-    """The server as a host."""
-    root = ssh_server.home / ".fal_notebook" / f"tests-{os.getpid()}"  # other test runs have theirs
-    settings = Path(os.environ["FAL_NOTEBOOK_CONFIG"]) / "hosts.toml"
-    settings.parent.mkdir(exist_ok=True)
-    settings.write_text(f'[hosts.gpu-box]\nroot = "~/.fal_notebook/{root.name}"\n')
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FAL_SSH_CONFIG", str(ssh_server.config_path))
-        host = registry.get_host("gpu-box")
-        yield host
-        if getattr(host, "is_connected", False):
-            host.ask("shutdown")
-        host.close()
-    shutil.rmtree(root, ignore_errors=True)
 
 
 @pytest.fixture
@@ -58,17 +29,13 @@ def public_folder() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(params=HOSTS)
+@pytest.fixture(params=("inline", *AGENT_HOSTS))
 def host(request: pytest.FixtureRequest) -> Host:
     """One host after the other."""
-    return _host(request, request.param)
+    return host_named(request, request.param)
 
 
-@pytest.fixture(params=HOSTS[1:])
+@pytest.fixture(params=AGENT_HOSTS)
 def agent_host(request: pytest.FixtureRequest) -> Host:
     """Hosts whose calls run in processes of their own."""
-    return _host(request, request.param)
-
-
-def _host(request: pytest.FixtureRequest, name: str) -> Host:
-    return request.getfixturevalue("ssh_host") if name == "ssh" else registry.get_host(name)
+    return host_named(request, request.param)
