@@ -24,7 +24,8 @@ from fal_notebook.prompting import unattended
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from fal_notebook.hosts.client import AgentClient, AgentExecution
+    from fal_notebook.hosts.client import AgentClient
+    from fal_notebook.hosts.execution import AgentExecution
 
 __all__ = ["RECONNECT_SECONDS", "Reconnector"]
 
