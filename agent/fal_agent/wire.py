@@ -134,7 +134,7 @@ class HealthPolicy:
     start_period: float = 30.0  # seconds after the start of serving in which failures do not count
     timeout: float = 5.0  # seconds that an answer may take
     threshold: int = 3  # failures in a row that make a runner sick
-    regularly: bool = True  # every 15 seconds; else only when an answer asks for it
+    regularly: bool = True  # every 15 seconds; else only when asked for, and then the first failure counts
 
 
 @dataclass(frozen=True)

@@ -289,38 +289,6 @@ def test_another_error_does_not(spawn: Callable[..., Any]) -> None:
     assert where(info)["pid"] == before
 
 
-def test_a_runner_whose_health_check_fails_is_replaced(spawn: Callable[..., Any]) -> None:
-    policy = fal.HealthCheck(start_period_seconds=0, failure_threshold=1, call_regularly=False)
-
-    class Sick(fal.App, name=f"sick-{os.getpid()}"):
-        def setup(self) -> None:
-            self.is_well = True
-
-        @fal.endpoint("/check", health_check=policy)
-        def check(self) -> str:
-            if not self.is_well:
-                raise RuntimeError("not well")
-            return "well"
-
-        @fal.endpoint("/sicken")
-        def sicken(self) -> int:
-            import os
-
-            self.is_well = False
-            return os.getpid()
-
-        @fal.endpoint("/where")
-        def where(self) -> dict[str, int]:
-            import os
-
-            return {"pid": os.getpid()}
-
-    info = spawn(Sick)
-    before = post(info, "/sicken", headers={"x-fal-runner-health-check": "1"}).json()
-
-    until(lambda: (answer := post(info, "/where")).status_code == 200 and answer.json()["pid"] != before)
-
-
 def test_a_request_that_takes_too_long_gets_504(spawn: Callable[..., Any]) -> None:
     info = spawn(make(request_timeout=0.5))
 

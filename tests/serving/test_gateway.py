@@ -531,20 +531,6 @@ def test_no_request_is_lost_when_a_runner_is_killed_under_load(tmp_path: Path) -
     on_stage(tmp_path, play, multiplexing=4)
 
 
-@pytest.mark.parametrize("side", ["request", "answer"])
-def test_a_health_check_can_be_asked_for_from_both_sides(tmp_path: Path, side: str) -> None:
-    async def play(stage: Stage) -> None:
-        [runner] = await stage.start("a")
-        header = {"x-fal-runner-health-check": "1"}
-        asking = stage.ask(headers=header if side == "request" else {})
-        await (await runner.next()).answer(**({"x_fal_runner_health_check": "1"} if side == "answer" else {}))
-        await asking
-
-        assert stage.checks == ["a"]
-
-    on_stage(tmp_path, play)
-
-
 # ---------------------------------------------------------------- large and slow
 
 

@@ -185,12 +185,10 @@ class Stage:
         self.loads: list[Load] = []
         self.times: list[float] = []  # of the loads
         self.sick: list[tuple[str, str]] = []
-        self.checks: list[str] = []
         self._news = asyncio.Event()
         self.gateway = Gateway(
             on_load=self._heard(self._keep_load),
             on_sick=self._heard(lambda name, reason: self.sick.append((name, reason))),
-            on_check=self._heard(self.checks.append),
             **options,
         )
         self.stop = asyncio.Event()

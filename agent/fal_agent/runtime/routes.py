@@ -40,7 +40,8 @@ class HealthCheck:
         timeout_seconds: seconds that a check may take; default 5.
         failure_threshold: failures in a row after which the runner is replaced; default 3.
         call_regularly: check every 15 seconds; False: only when a request or an answer asks for it with
-            the header `x-fal-runner-health-check`. Default True.
+            the header `x-fal-runner-health-check`, and then the first failure counts, whenever it comes.
+            Default True.
     """
 
     start_period_seconds: Optional[int] = None

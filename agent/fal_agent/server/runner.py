@@ -101,6 +101,7 @@ class Runner(Part):
         assert app.call.app is not None
         self.app, self.prepared, self.spec = app, app.prepared, app.call.app
         self._on_change, self._on_end = on_change, on_end
+        self._begin_checks()
 
     def tell_running(self) -> None:
         """The worker has the call: watch how long `setup` takes."""
@@ -155,8 +156,13 @@ class Runner(Part):
         self.timers.pop("startup").cancel()
         self.is_ready = True
         self.idle_since = time.monotonic()
-        self._checks = asyncio.get_running_loop().create_task(self._watch())
+        self._begin_checks()
         self._on_change(self)
+
+    def _begin_checks(self) -> None:
+        if self._checks is not None:
+            self._checks.cancel()  # those of the version before
+        self._checks = asyncio.get_running_loop().create_task(self._watch())
 
     def ended(self, event: Event, buffers: Sequence[Buffer]) -> None:
         """It has ended."""
@@ -188,7 +194,8 @@ class Runner(Part):
     async def _watch(self) -> None:
         """Check its health now and then, or when it asks for it."""
         policy, failures = self.spec.health, 0
-        start_period = max(policy.start_period, self.call.startup_timeout or 0.0)
+        start_period = max(policy.start_period, self.call.startup_timeout or 0.0) if policy.regularly else 0.0
+        threshold = policy.threshold if policy.regularly else 1  # who asks for a check has seen trouble
         began = time.monotonic()
         loop = asyncio.get_running_loop()
         while not self.is_ending:
@@ -202,9 +209,11 @@ class Runner(Part):
                 continue
             failures += 1
             _log.info("runner %s of %s is not well: %s", self.run_id, self.spec.name, problem)
-            if failures >= policy.threshold:
-                self.is_sick(f"{failures} health checks failed, the last one: {problem}")
+            if failures >= threshold:
+                times = (
+                    f"{failures} health checks failed, the last one"
+                    if failures > 1
+                    else "a health check failed"
+                )
+                self.is_sick(f"{times}: {problem}")
                 return
-            if not policy.regularly:
-                self._ask_for_check.set()
-                await asyncio.sleep(1.0)

@@ -33,7 +33,6 @@ from fal_agent.serving.gateway_body import Allowance, Body, Upload
 from fal_agent.serving.gateway_call import Call, call_of, refuse, refuse_opening
 from fal_agent.serving.gateway_headers import (
     CROSS_ORIGIN,
-    HEALTH_CHECK_HEADER,
     HINTS_HEADER,
     RawHeaders,
     detail_answer,
@@ -95,8 +94,6 @@ class Gateway:
         on_load: called with the load after it changed, at most every 50 ms.
         on_sick: called once with the name of a runner that must be replaced, and why: it answered 503, or its
             connection broke. It gets nothing new as long as it is listed.
-        on_check: called with the name of a runner whose health is to be checked, because a request to it or
-            its answer has the header `x-fal-runner-health-check`.
 
     Raises:
         ValueError: a condition is unknown, or a number too small.
@@ -112,7 +109,6 @@ class Gateway:
         queue_timeout: Optional[float] = None,
         on_load: Callable[[Load], None],
         on_sick: Callable[[str, str], None],
-        on_check: Optional[Callable[[str], None]] = None,
     ) -> None:
         unknown = set(skip_retry_conditions) - _CONDITIONS
         if unknown:
@@ -128,7 +124,7 @@ class Gateway:
             on_sick=on_sick,
         )
         self._multiplexing, self._request_timeout = multiplexing, request_timeout
-        self._skipped, self._on_check = frozenset(skip_retry_conditions), on_check
+        self._skipped = frozenset(skip_retry_conditions)
         self._allowance = Allowance()
         self._transports: dict[RunnerAddress, httpx.AsyncHTTPTransport] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -172,7 +168,6 @@ class Gateway:
         loop, left = asyncio.get_running_loop(), self._request_timeout
         while True:
             runner, began = ticket.holder, loop.time()
-            self._check_if_asked(runner, call.headers)
             with anyio.move_on_after(left) as limit:
                 failure = await attempt(runner)
             if limit.cancelled_caught:
@@ -209,13 +204,8 @@ class Gateway:
         hints = first(headers, HINTS_HEADER)
         if hints is not None:
             self._line.remember_hints(runner, hints_in(hints))
-        self._check_if_asked(runner, headers)
         if status == _REPLACE:
             self._line.suspect(runner, "it answered 503")
-
-    def _check_if_asked(self, runner: RunnerAddress, headers: RawHeaders) -> None:
-        if self._on_check is not None and first(headers, HEALTH_CHECK_HEADER) is not None:
-            asyncio.get_running_loop().call_soon(self._on_check, runner.name)
 
     def _transport(self, runner: RunnerAddress) -> httpx.AsyncHTTPTransport:
         """Give the connections to a runner: without cookies, redirections or proxies of a client's."""

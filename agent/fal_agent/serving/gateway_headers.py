@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CROSS_ORIGIN",
-    "HEALTH_CHECK_HEADER",
     "HINTS_HEADER",
     "HINT_HEADER",
     "RawHeaders",
@@ -29,7 +28,6 @@ RawHeaders = list[tuple[bytes, bytes]]  # names in lower case
 
 HINT_HEADER = b"x-fal-runner-hint"
 HINTS_HEADER = b"x-fal-runner-hints"
-HEALTH_CHECK_HEADER = b"x-fal-runner-health-check"
 CROSS_ORIGIN = {  # as apps allow it themselves
     "allow_origins": ["*"],
     "allow_methods": ["*"],
