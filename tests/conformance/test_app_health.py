@@ -21,12 +21,12 @@ SECONDS = 60.0
 
 
 @pytest.fixture
-def spawn(agent_host: Any) -> Iterator[Callable[..., Any]]:
+def spawn() -> Iterator[Callable[..., Any]]:
     """Spawn apps with a health check; those that are left are stopped."""
     spawned: list[Any] = []
 
     def do(check: fal.HealthCheck | None, **settings: Any) -> Any:
-        info = checked(check, **settings).spawn(host=agent_host)
+        info = checked(check, **settings).spawn(host="local")
         spawned.append(info)
         info.wait(startup_timeout=SECONDS)
         return info

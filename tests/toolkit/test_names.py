@@ -28,6 +28,7 @@ NAMES = [
     ),
     *("download_model_weights", "get_gpu_type", "load_inductor_cache", "sync_inductor_cache"),
     *("synchronized_inductor_cache", "upload_image"),
+    *("ImageSize", "ImageSizeInput", "ImageSizePreset", "get_image_size"),
 ]
 
 
@@ -49,15 +50,22 @@ def test_an_unknown_name_is_an_attribute_error(module: ModuleType) -> None:
         _ = module.KVStore
 
 
-def test_the_submodules_are_those_that_people_import() -> None:
+def test_the_submodules_are_those_that_people_import(data: Path) -> None:
     from fal_notebook.toolkit.file import CompressedFile, File
-    from fal_notebook.toolkit.image import Image, upload_image
-    from fal_notebook.toolkit.utils import clone_repository, download_file, download_model_weights
+    from fal_notebook.toolkit.image import Image, ImageSize, get_image_size, upload_image
+    from fal_notebook.toolkit.utils import (
+        FAL_PERSISTENT_DIR,
+        clone_repository,
+        download_file,
+        download_model_weights,
+    )
 
     found = [
         CompressedFile,
         File,
         Image,
+        ImageSize,
+        get_image_size,
         upload_image,
         clone_repository,
         download_file,
@@ -66,6 +74,7 @@ def test_the_submodules_are_those_that_people_import() -> None:
 
     assert found == [getattr(toolkit, item.__name__) for item in found]
     assert fal.toolkit.image.Image is Image
+    assert data == FAL_PERSISTENT_DIR
 
 
 def test_importing_it_needs_neither_pydantic_nor_pillow() -> None:

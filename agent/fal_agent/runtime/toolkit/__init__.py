@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from fal_agent.runtime.toolkit.file import Audio, CompressedFile, File, Video
     from fal_agent.runtime.toolkit.gpu import get_gpu_type
     from fal_agent.runtime.toolkit.image import Image, upload_image
+    from fal_agent.runtime.toolkit.image_size import (
+        ImageSize,
+        ImageSizeInput,
+        ImageSizePreset,
+        get_image_size,
+    )
     from fal_agent.runtime.toolkit.inductor import (
         load_inductor_cache,
         sync_inductor_cache,
@@ -38,11 +44,15 @@ __all__ = [
     "File",
     "FileTooLargeError",
     "Image",
+    "ImageSize",
+    "ImageSizeInput",
+    "ImageSizePreset",
     "Video",
     "clone_repository",
     "download_file",
     "download_model_weights",
     "get_gpu_type",
+    "get_image_size",
     "load_inductor_cache",
     "sync_inductor_cache",
     "synchronized_inductor_cache",
@@ -56,11 +66,15 @@ _HOME = {
     "File": "fal_agent.runtime.toolkit.file",
     "FileTooLargeError": "fal_agent.errors",
     "Image": "fal_agent.runtime.toolkit.image",
+    "ImageSize": "fal_agent.runtime.toolkit.image_size",
+    "ImageSizeInput": "fal_agent.runtime.toolkit.image_size",
+    "ImageSizePreset": "fal_agent.runtime.toolkit.image_size",
     "Video": "fal_agent.runtime.toolkit.file",
     "clone_repository": "fal_agent.runtime.toolkit.repositories",
     "download_file": "fal_agent.runtime.toolkit.downloads",
     "download_model_weights": "fal_agent.runtime.toolkit.downloads",
     "get_gpu_type": "fal_agent.runtime.toolkit.gpu",
+    "get_image_size": "fal_agent.runtime.toolkit.image_size",
     "load_inductor_cache": "fal_agent.runtime.toolkit.inductor",
     "sync_inductor_cache": "fal_agent.runtime.toolkit.inductor",
     "synchronized_inductor_cache": "fal_agent.runtime.toolkit.inductor",
