@@ -136,7 +136,7 @@ def nothing_is_left(bed: Bed) -> Callable[[], None]:
 def ssh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SSHServer]:
     """An OpenSSH server of this module's own, whose connections may be broken."""
     server = start_sshd(tmp_path_factory.mktemp("sshd"), name="far-box")
-    root = server.home / ".fal_notebook" / f"tests-{os.getpid()}"  # other test runs have theirs
+    root = server.home / ".fal_notebook" / f"faults-{os.getpid()}"  # other tests have theirs
     settings = tmp_path_factory.mktemp("config")
     (settings / "hosts.toml").write_text(f'[hosts.far-box]\nroot = "~/.fal_notebook/{root.name}"\n')
     with pytest.MonkeyPatch.context() as patch:
