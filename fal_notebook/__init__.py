@@ -38,8 +38,11 @@ if TYPE_CHECKING:
     from fal_notebook.hosts.ssh import SSHHost
     from fal_notebook.run import Run
     from fal_notebook.syncing import sync_dir
+    from fal_notebook.wrapping import wrap_app
 
     local: Host
+    cloud: None
+    serverless: None
 
 __version__ = "0.1.0"
 
@@ -58,6 +61,7 @@ __all__ = [
     "apps",
     "attach",
     "cached",
+    "cloud",
     "connect",
     "container",
     "endpoint",
@@ -69,8 +73,10 @@ __all__ = [
     "realtime",
     "ref",
     "runs",
+    "serverless",
     "sync_dir",
     "toolkit",
+    "wrap_app",
 ]
 
 _HOME = {
@@ -90,6 +96,7 @@ _HOME = {
     "realtime": "fal_agent.runtime.realtime",
     "runs": "fal_notebook.attaching",
     "sync_dir": "fal_notebook.syncing",
+    "wrap_app": "fal_notebook.wrapping",
 }
 _MODULES = ("api", "app", "apps", "container", "exceptions", "hosts", "ref", "toolkit")
 
@@ -104,6 +111,8 @@ def __getattr__(name: str) -> Any:
         value = importlib.import_module(f"fal_notebook.{name}")
     elif name == "isolated":  # the old name of `function`
         value = __getattr__("function")
+    elif name in ("cloud", "serverless"):  # the platform's hosts; here: whichever host is the current one
+        value = None
     elif name == "local":
         value = importlib.import_module("fal_notebook.hosts.registry").local()
     else:
