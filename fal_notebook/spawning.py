@@ -6,11 +6,12 @@ Runs in the notebook. Spawning returns at once; environment, worker and `setup` 
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import secrets
 from typing import TYPE_CHECKING, Any
 
-from fal_agent.errors import FalServerlessError
+from fal_agent.errors import ConfigurationError, FalServerlessError
 from fal_agent.serving.signatures import resolved_annotations
 from fal_agent.wire import AppSpec, Call, HealthPolicy
 from fal_notebook import app_registry, config
@@ -61,6 +62,7 @@ def spawn(cls: type[App], *, host: Host | str | None = None) -> AppSpawnInfo:
 
     Raises:
         ValueError: a setting of the app cannot be right.
+        ConfigurationError: it asks for a secret that is not set here.
         FalSerializationError: the class uses something that cannot travel.
         FalServerlessError: apps cannot be served there.
         HostError: the host cannot be reached.
@@ -124,8 +126,23 @@ def _spec(cls: type[App], settings: FunctionOptions) -> tuple[AppSpec, dict[str,
         multiplexing=settings.max_multiplexing if "max_multiplexing" in settings.given else None,
         grace=_GRACE if grace is None else float(grace),
         skip_retry=list(settings.skip_retry_conditions or ()),
+        environ=_environ(cls),
     )
     return spec, headers, token
+
+
+def _environ(cls: type[App]) -> dict[str, str]:
+    """Give the variables of this process that the app asks for as secrets."""
+    names = cls.host_kwargs.get("secrets") or []
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"secrets must be a list of names of environment variables, not {names!r}")
+    for name in names:
+        if name not in os.environ:
+            raise ConfigurationError(
+                f"{cls.__name__} asks for the secret {name}, which is not set here: set that environment "
+                f"variable in this process, for example os.environ[{name!r}] = ..., and spawn it again"
+            )
+    return {name: os.environ[name] for name in names}
 
 
 def _health(check: Any) -> HealthPolicy:

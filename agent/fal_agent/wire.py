@@ -149,6 +149,7 @@ class AppSpec:
     multiplexing: Optional[int] = None  # requests in flight in one runner; None: the server's own limit
     grace: float = 30.0  # seconds between asking a runner to end and making it
     skip_retry: list[str] = field(default_factory=list)  # "timeout", "server_error", "connection_error"
+    environ: dict[str, str] = field(default_factory=dict, repr=False)  # secrets: neither written nor logged
 
 
 @dataclass(frozen=True)

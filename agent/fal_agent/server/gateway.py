@@ -59,7 +59,7 @@ class GatewayRun(Part):
         on_end: Callable[[Event, Sequence[Buffer]], None],
     ) -> None:
         assert app.call.app is not None
-        spec = app.call.app
+        spec = dataclasses.replace(app.call.app, environ={})  # it runs none of the app's code
         call = dataclasses.replace(
             app.call,
             kind="gateway",

@@ -224,8 +224,9 @@ class Executor:
         token = CURRENT_CALL.set(call)
         try:
             assert self._app is not None
-            cls, _ = self._shelf.function(call.task.function or "", None, reusable=False)
             assert call.task.serve is not None
+            os.environ.update(call.task.serve.app.environ)
+            cls, _ = self._shelf.function(call.task.function or "", None, reusable=False)
             self._app.swap(cls, call.task.serve)  # type: ignore[arg-type] # what came as an app is a class
         except BaseException as error:  # noqa: BLE001 - whatever the user's code raises is reported
             self._failure(call, error)()
@@ -336,6 +337,8 @@ class Executor:
         if task.kind == "gateway":
             self._serve_gateway(call)
             return dump_result(None, task.label), False
+        if task.serve is not None:
+            os.environ.update(task.serve.app.environ)  # before the app's own code is opened
         function_data, digest = request.function_data, task.function or ""
         opened = None if function_data is None else open_data(function_data, buffers, request.blobs)
         function, setup = self._shelf.function(digest, opened, task.reusable, pydantic=task.pydantic)
