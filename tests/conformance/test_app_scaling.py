@@ -68,9 +68,14 @@ def runners(host: Any, info: Any) -> int:
 def test_what_waits_starts_another_runner_up_to_the_limit(agent_host: Any, spawn: Any) -> None:
     info = spawn(max_concurrency=2)
 
-    with ThreadPoolExecutor(6) as pool:
-        pids = set(pool.map(lambda _: sleep(info, 0.7), range(6)))
+    pids: set[int] = set()
 
+    def both_answer() -> bool:
+        with ThreadPoolExecutor(6) as pool:
+            pids.update(pool.map(lambda _: sleep(info, 0.7), range(6)))
+        return len(pids) > 1
+
+    until(both_answer, seconds=60)
     assert len(pids) == 2
     assert runners(agent_host, info) == 2
 
