@@ -9,6 +9,7 @@ reference. A class that comes home to the process that made it is that very clas
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import io
 import pickle
@@ -31,6 +32,13 @@ __all__ = ["ATOMS", "dump", "dump_parts", "explain", "last_of", "load", "measure
 _OUT_OF_BAND = 8 << 10  # bytes; a smaller buffer costs less inside the pickle
 _PROTOCOL = 5
 ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes))  # their pickles hold nothing else
+
+# What a dataclass compares its fields with by identity; pickled as they are, each becomes another object.
+_MARKS = {
+    getattr(dataclasses, name): name
+    for name in ("MISSING", "KW_ONLY", "_HAS_DEFAULT_FACTORY")
+    if hasattr(dataclasses, name)
+}
 
 _registering = threading.RLock()  # cloudpickle's list of modules to send by value is one per process
 _natives: weakref.WeakSet[type] = weakref.WeakSet()  # classes made here that went out by value
@@ -202,6 +210,7 @@ def _pickler_type() -> Callable[..., pickle.Pickler]:
         functools._lru_cache_wrapper: _reduce_lru_cache,  # noqa: SLF001 - the type has no other name
         types.TracebackType: _reduce_traceback,
         types.CodeType: _reduce_code,
+        **dict.fromkeys(map(type, _MARKS), _reduce_mark),
     }
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle has no types
@@ -251,6 +260,10 @@ def _reduce_lock(_lock: Any) -> tuple[Any, ...]:
 
 def _reduce_rlock(_lock: Any) -> tuple[Any, ...]:
     return threading.RLock, ()
+
+
+def _reduce_mark(mark: Any) -> str:
+    return _MARKS[mark]
 
 
 def _reduce_traceback(_traceback: Any) -> tuple[Any, ...]:

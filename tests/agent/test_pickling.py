@@ -394,3 +394,41 @@ def test_explaining_a_huge_value_ends() -> None:
 
     with pytest.raises(FalSerializationError):
         pickling.dump(value)
+
+
+def test_a_dataclass_of_a_notebook_is_one_on_the_other_side() -> None:
+    """It can be taken apart and built upon there: its fields know that they have no default."""
+    sender = """
+import dataclasses, sys
+from fal_agent import pickling
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    _: dataclasses.KW_ONLY
+    tags: list = dataclasses.field(default_factory=list)
+    y: int = 2
+
+sys.stdout.buffer.write(pickling.dump(Point)[0])
+"""
+    receiver = """
+import dataclasses, sys
+from fal_agent import pickling
+
+Point = pickling.load([sys.stdin.buffer.read()])
+nothing = dataclasses.MISSING
+fields = dataclasses.fields(Point)
+found = {one.name: (one.default is nothing, one.default_factory is nothing) for one in fields}
+assert found == {"x": (True, True), "tags": (True, False), "y": (False, True)}, found
+
+@dataclasses.dataclass
+class More(Point):
+    z: int = 3
+
+assert dataclasses.asdict(More(1)) == {"x": 1, "tags": [], "y": 2, "z": 3}
+"""
+    sent = subprocess.run([sys.executable, "-c", sender], capture_output=True, check=True).stdout
+
+    done = subprocess.run([sys.executable, "-c", receiver], input=sent, capture_output=True)
+
+    assert done.returncode == 0, done.stderr.decode()
