@@ -199,7 +199,7 @@ class AppClient:
             AppClientError: it did not become healthy; see `wait_until_healthy` for the arguments.
             BaseException: what its `setup` raised.
         """
-        spawned = app_class.spawn()
+        spawned = app_class.spawn(quiet=True)
         logs = LogPrinter(spawned.logs)
         try:
             try:

@@ -69,7 +69,14 @@ class AppSpawnInfo:
     """
 
     def __init__(
-        self, host: Host, spec: AppSpec, *, headers: dict[str, str], token: str, startup_timeout: float | None
+        self,
+        host: Host,
+        spec: AppSpec,
+        *,
+        headers: dict[str, str],
+        token: str,
+        startup_timeout: float | None,
+        quiet: bool = False,
     ) -> None:
         self.host, self.name, self.application = host, spec.name, spec.name
         self.headers, self.state = headers, "starting"
@@ -79,7 +86,7 @@ class AppSpawnInfo:
         self._spec, self._token = spec, token
         self._decided = threading.Event()  # whether this version serves, or will not
         self._patience = max(ADDRESS_TIMEOUT, startup_timeout or 0.0)
-        self._face = app_display.card(self)
+        self._face = app_display.card(self, quiet=quiet)
 
     # ------------------------------------------------------------ reaching it
 

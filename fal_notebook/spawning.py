@@ -50,7 +50,7 @@ _NOT_OPTIONS = (  # settings that mean something only on fal's own platform, or 
 )
 
 
-def spawn(cls: type[App], *, host: Host | str | None = None) -> AppSpawnInfo:
+def spawn(cls: type[App], *, host: Host | str | None = None, quiet: bool = False) -> AppSpawnInfo:
     """Serve an app on a host; returns at once.
 
     An app of the same name that runs there is replaced when this one is ready, without a request being
@@ -59,6 +59,7 @@ def spawn(cls: type[App], *, host: Host | str | None = None) -> AppSpawnInfo:
     Args:
         cls: the app.
         host: a host, the name of one, or None for the current one.
+        quiet: print nothing of its log: the caller shows what comes in `logs`.
 
     Raises:
         ValueError: a setting of the app cannot be right.
@@ -75,7 +76,14 @@ def spawn(cls: type[App], *, host: Host | str | None = None) -> AppSpawnInfo:
         )
     settings = _settings(cls)
     spec, headers, token = _spec(cls, settings)
-    info = AppSpawnInfo(where, spec, headers=headers, token=token, startup_timeout=settings.startup_timeout)
+    info = AppSpawnInfo(
+        where,
+        spec,
+        headers=headers,
+        token=token,
+        startup_timeout=settings.startup_timeout,
+        quiet=quiet,
+    )
     parcel = _parcel(cls, where, settings, spec)
     info.begin(start(where, parcel, decode=lambda _: None, on_event=info.take))
     app_registry.register(spec.name, info)

@@ -38,7 +38,7 @@ class WrappedApp:
         Raises:
             BaseException: what `setup` raised, or why the app could not be served.
         """
-        info = self.spawn()
+        info = spawn(self.app, host=self._host, quiet=True)
         logs = LogPrinter(info.logs)
         try:
             print(f"{self.__name__} is served at {info.url}; interrupt to stop", flush=True)  # noqa: T201 - for the person at the keyboard

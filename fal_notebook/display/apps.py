@@ -28,9 +28,9 @@ _TAIL = 12  # lines of the log that are shown
 _REDRAW_SECONDS = 0.25
 
 
-def card(info: Any) -> AppCard:
-    """Give what shows a spawned app."""
-    return AppCard(info)
+def card(info: Any, *, quiet: bool = False) -> AppCard:
+    """Give what shows a spawned app; a quiet one prints no log, which somebody else does."""
+    return AppCard(info, quiet=quiet)
 
 
 class AppCard:
@@ -38,10 +38,11 @@ class AppCard:
 
     Args:
         info: the app: `name`, `state`, `url`, `link`, `host`, `stop()`.
+        quiet: print no log where there is no card.
     """
 
-    def __init__(self, info: Any) -> None:
-        self._info = info
+    def __init__(self, info: Any, *, quiet: bool = False) -> None:
+        self._info, self._is_quiet = info, quiet
         self._log = LogTail(_TAIL)
         self._state, self._since = info.state, time.time()
         self._is_stopping = self._is_over = False
@@ -63,7 +64,7 @@ class AppCard:
                 return
             if isinstance(event, Log):
                 text = self._log.add(event, received)
-                if not in_kernel():
+                if not self._is_quiet and not in_kernel():
                     _print(event, text)
             elif isinstance(event, Stage):
                 self._enter(event)

@@ -328,6 +328,7 @@ def test_the_log_is_printed_to_the_end_and_the_app_is_ended(
     with connect():
         assert not spawned[0].future.done()
 
+    assert spawned[0].is_quiet  # or it were printed twice
     assert spawned[0].future.done()
     assert capsys.readouterr().out == "setting up\ntearing down\n"
 

@@ -52,6 +52,7 @@ def test_it_serves_until_it_is_interrupted() -> None:
         rest, errors = script.communicate(timeout=60)
         assert script.returncode == 0, errors
         assert rest.splitlines()[-2:] == ["torn down", "over"]
+        assert rest.count("torn down") == 1
 
 
 def test_a_setup_that_fails_is_its_error() -> None:

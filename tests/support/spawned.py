@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Spawned:
     """An app that is being served, or fails to be."""
 
-    def __init__(self, cls: type[App]) -> None:
+    def __init__(self, cls: type[App], *, quiet: bool = False) -> None:
+        self.is_quiet = quiet
         self.app = cls(_allow_init=True)
         self.application = cls.app_name
         self.headers = {"x-test": "yes"}
