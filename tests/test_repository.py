@@ -17,7 +17,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = [Path(package.__file__ or "").parent for package in (fal_notebook, fal_agent)]
 SOURCES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
 
-NEED_PACKAGES = {"worker/shell.py", "runtime/toolkit/file.py", "runtime/toolkit/image.py"}
+NEED_PACKAGES = {
+    "worker/shell.py",
+    "runtime/toolkit/file.py",
+    "runtime/toolkit/image.py",
+    "runtime/toolkit/image_size.py",
+}
 
 LOAD_BARE = """
 import importlib, sys
