@@ -353,6 +353,18 @@ def test_a_runner_that_dies_is_told_of(kernel: Kernel) -> None:
     kernel.wait_for(cell, ": stopped")
 
 
+def test_a_failing_setup_is_shown_with_the_users_lines_alone(kernel: Kernel) -> None:
+    define(kernel, "Failing", setup="raise ValueError('no <b>weights</b>')")
+    cell = kernel.run("Failing.spawn()")
+    kernel.wait_for(cell, ": failed at")
+    text = cards(cell)[0]
+    assert "in setup\n" in text
+    assert "raise ValueError('no <b>weights</b>')\nValueError: no <b>weights</b>" in text
+    assert text.count("File ") == 1, text
+    assert "<b>weights" not in cell.outputs[0]["data"]["text/html"]
+    kernel.wait_for(cell, GONE)
+
+
 def test_without_widgets_the_card_says_how_to_stop_the_app(kernel: Kernel) -> None:
     define(kernel, "Plain")
     kernel.run("import sys\nkept = sys.modules.get('ipywidgets')\nsys.modules['ipywidgets'] = None")

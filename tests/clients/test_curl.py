@@ -119,7 +119,7 @@ def test_part_of_an_image_can_be_asked_for(app: Any, tmp_path: Path) -> None:
 
 
 def test_http_1_0_and_other_versions_are_understood(app: Any) -> None:
-    for version in ("--http1.0", "--http1.1"):
+    for version in ("--http1.0", "--http1.1", "--http2"):
         assert json.loads(curl(version, "--json", '{"name": "you"}', app.url)) == {"text": "hello you"}
 
 

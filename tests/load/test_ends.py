@@ -39,7 +39,7 @@ def ask(info: Any, seconds: float = 0.0) -> httpx.Response:
     return httpx.post(info.url, json={"seconds": seconds}, timeout=SECONDS, verify=False)
 
 
-@pytest.mark.parametrize("shape", [SEVERAL], ids=["gateway"])
+@pytest.mark.parametrize("shape", [SEVERAL, {}], ids=["gateway", "single"])
 def test_nothing_is_left_of_a_stopped_app(
     host: Any, spawn: Callable[..., Any], shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
