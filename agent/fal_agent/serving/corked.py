@@ -1,13 +1,17 @@
 """uvicorn's HTTP protocol, with the head of an answer and the body behind it written as one piece.
 
 Runs in the process that serves an app. Each piece costs a system call here and a packet on the way to the
-notebook, and for most answers the head would be one of two.
+notebook, and for most answers the head would be one of two. A client that offers HTTP/2 (as
+curl --http2 and Java do) is served by h11: httptools takes the offer for the end of the request, and
+the body would be lost.
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Optional, cast
 
+from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 if TYPE_CHECKING:
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["CorkedProtocol"]
 
 _HEAD = b"HTTP/1.1 "
+_OFFERS_HTTP_2 = re.compile(rb"^upgrade:[^\r\n]*\bh2c\b", re.IGNORECASE | re.MULTILINE)
 _JOINED = 64 << 10  # bytes of a body beyond which copying it costs more than a second piece
 
 
@@ -26,11 +31,35 @@ class CorkedProtocol(HttpToolsProtocol):
         """Begin to serve a client."""
         super().connection_made(cast("asyncio.Transport", _Cork(transport, self.loop)))
 
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of the client's."""
+        if b"h2c" in data and self._is_between_requests() and _OFFERS_HTTP_2.search(_head_of(data)):
+            self._hand_over(data)
+        else:
+            super().data_received(data)
+
+    def _is_between_requests(self) -> bool:
+        cycle: Any = self.cycle  # None before the first request
+        return cycle is None or cycle.response_complete
+
+    def _hand_over(self, data: bytes) -> None:
+        """Let h11 serve the client from here on; it ignores the offer, as HTTP allows."""
+        self._unset_keepalive_if_required()
+        self.connections.discard(self)
+        other = H11Protocol(self.config, self.server_state, self.app_state, self.loop)
+        other.connection_made(self.transport)
+        self.transport.set_protocol(other)
+        other.data_received(data)
+
     def handle_websocket_upgrade(self) -> None:
         """Give the connection to a websocket, which writes whole messages anyway."""
         cork: Any = self.transport
         self.transport = cork.uncorked()
         super().handle_websocket_upgrade()
+
+
+def _head_of(data: bytes) -> bytes:
+    return data.partition(b"\r\n\r\n")[0]
 
 
 class _Cork:
