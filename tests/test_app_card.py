@@ -224,6 +224,19 @@ def test_what_happened_is_drawn_in_the_end_and_then_nothing_more(info: Any) -> N
     assert ": stopped" in board.last
 
 
+def test_an_end_is_not_shown_before_its_reason(info: Any) -> None:
+    """The app knows its state a moment before its card hears why."""
+    card, board = drawn(info)
+    info.state = "failed"
+    card.take(log("loading\n"))
+    until(lambda: "loading" in board.last)
+    assert ": starting" in board.last
+
+    card.take(Received(Failure("r", "environment", "no such package")))
+    until(lambda: ": failed" in board.last)
+    assert "no such package" in board.last
+
+
 def test_a_stop_that_fails_is_told(info: Any) -> None:
     card, board = drawn(info)
     card.stopping()

@@ -26,6 +26,7 @@ __all__ = ["AppCard", "card"]
 
 _TAIL = 12  # lines of the log that are shown
 _REDRAW_SECONDS = 0.25
+_LIVE = ("starting", "ready")
 
 
 def card(info: Any, *, quiet: bool = False) -> AppCard:
@@ -130,7 +131,7 @@ class AppCard:
 
     def _face(self) -> AppFace:
         info = self._info
-        state = "stopping" if self._is_stopping and not self._is_over else info.state
+        state = self._present_state()
         if state != self._state:
             self._state, self._since = state, time.time()
         return AppFace(
@@ -148,6 +149,15 @@ class AppCard:
             lines=tuple(self._log.lines),
             hint="" if self._button is not None else self._hint,
         )
+
+    def _present_state(self) -> str:
+        """The app's state; that it has ended is shown with the reason, which comes a moment later."""
+        state: str = self._info.state
+        if self._is_over:
+            return state
+        if self._is_stopping:
+            return "stopping"
+        return state if state in _LIVE else self._state
 
     def _redraw_soon(self) -> None:
         """Draw what has changed, not more often than a front end can."""

@@ -256,7 +256,7 @@ class Pool:
             if worker.devices is None:
                 self._no_device(worker)
                 return
-        run.stage("start", "starting a worker")
+        run.stage("start")
         worker_id = f"w{uuid.uuid4().hex[:12]}"
         variables = worker_variables(
             worker_id, code=self._code, root=self._root, python=environment.python, devices=worker.devices
