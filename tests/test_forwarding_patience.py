@@ -126,16 +126,21 @@ def test_an_idle_client_is_let_go_in_the_end(peer: Peer, forward: Callable[..., 
     assert peer.ends == []
 
 
+def exchange(client: socket.socket, peer: Peer, number: int) -> None:
+    """Have a request answered over the stream of that number."""
+    client.sendall(GET)
+    assert take(peer.end(number), len(GET)) == GET
+    peer.end(number).sendall(OK)
+    assert take(client, len(OK)) == OK
+
+
 def test_a_client_that_was_answered_holds_no_stream_and_may_ask_again(
     peer: Peer, forward: Callable[..., Forwarder]
 ) -> None:
     forwarder = forward(peer.dial, GLANCE=0.05)
     with connect(forwarder) as client:
         for number in range(3):
-            client.sendall(GET)
-            assert take(peer.end(number), len(GET)) == GET
-            peer.end(number).sendall(OK)
-            assert take(client, len(OK)) == OK
+            exchange(client, peer, number)
 
             assert read_all(peer.end(number)) == b""
             until(lambda: (forwarder.connections, forwarder.waiting) == (0, 1))
@@ -148,10 +153,7 @@ def test_an_app_that_ends_an_idle_connection_does_not_end_the_clients(
     forwarder = forward(peer.dial, GLANCE=20.0)
     with connect(forwarder) as client:
         for number in range(3):
-            client.sendall(GET)
-            assert take(peer.end(number), len(GET)) == GET
-            peer.end(number).sendall(OK)
-            assert take(client, len(OK)) == OK
+            exchange(client, peer, number)
             peer.end(number).close()
 
 

@@ -96,11 +96,6 @@ class Exchanges:
         """Whether the rest of a request is to come."""
         return self._is_followed and not (self._is_over or self._requests.is_whole or self._is_session)
 
-    @property
-    def is_unanswered(self) -> bool:
-        """Whether nothing has been said to what was asked last."""
-        return self._is_followed and not (self._is_over or self._has_answer_begun)
-
     def ask(self, data: bytes) -> None:
         """Take note of bytes of the client's."""
         with self._lock, self._following():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from support.spawning import SECONDS, spawning
 from support.waiting import until
 
 import fal_notebook as fal
@@ -17,24 +18,13 @@ if TYPE_CHECKING:
 
 numbers = itertools.count(1)
 HEADER = {"x-fal-runner-health-check": "1"}
-SECONDS = 60.0
 
 
 @pytest.fixture
 def spawn() -> Iterator[Callable[..., Any]]:
     """Spawn apps with a health check; those that are left are stopped."""
-    spawned: list[Any] = []
-
-    def do(check: fal.HealthCheck | None, **settings: Any) -> Any:
-        info = checked(check, **settings).spawn(host="local")
-        spawned.append(info)
-        info.wait(startup_timeout=SECONDS)
-        return info
-
-    yield do
-    for info in spawned:
-        if not info.future.done():
-            info.stop()
+    with spawning() as do:
+        yield lambda check, **settings: do(checked(check, **settings), "local")
 
 
 def checked(policy: fal.HealthCheck | None, **settings: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from support.spawning import SECONDS, spawning
 from support.waiting import is_alive, until
 
 import fal_notebook as fal
@@ -19,24 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 numbers = itertools.count(1)
-SECONDS = 60.0
 
 
 @pytest.fixture
 def spawn() -> Iterator[Callable[..., Any]]:
     """Spawn apps; those that are left are stopped."""
-    spawned: list[Any] = []
-
-    def do(cls: Any, host: Any = "local") -> Any:
-        info = cls.spawn(host=host)
-        spawned.append(info)
-        info.wait(startup_timeout=SECONDS)
-        return info
-
-    yield do
-    for info in spawned:
-        if not info.future.done():
-            info.stop()
+    with spawning() as do:
+        yield lambda cls, host="local": do(cls, host)
 
 
 def fresh() -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from support.spawning import SECONDS, spawning
 from support.waiting import until
 
 import fal_notebook as fal
@@ -18,38 +19,33 @@ import fal_notebook as fal
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SECONDS = 60.0
 numbers = itertools.count(1)
 
 
 @pytest.fixture
 def spawn(agent_host: Any) -> Iterator[Any]:
     """Spawn apps; those that are left are stopped."""
-    spawned: list[Any] = []
+    with spawning() as do:
+        yield lambda **settings: do(sleeper(**settings), agent_host)
 
-    def do(**settings: Any) -> Any:
-        class Sleeper(fal.App, name=f"sleeper-{os.getpid()}-{next(numbers)}", **settings):
-            @fal.endpoint("/")
-            def sleep(self, seconds: float) -> int:
-                import os
-                import time
 
-                time.sleep(seconds)
-                return os.getpid()
+def sleeper(**settings: Any) -> Any:
+    """An app whose requests take as long as they say."""
 
-            @fal.realtime("/realtime")
-            def double(self, message: dict[str, Any]) -> dict[str, Any]:
-                return {"value": message["value"] * 2}
+    class Sleeper(fal.App, name=f"sleeper-{os.getpid()}-{next(numbers)}", **settings):
+        @fal.endpoint("/")
+        def sleep(self, seconds: float) -> int:
+            import os
+            import time
 
-        info = Sleeper.spawn(host=agent_host)
-        spawned.append(info)
-        info.wait(startup_timeout=SECONDS)
-        return info
+            time.sleep(seconds)
+            return os.getpid()
 
-    yield do
-    for info in spawned:
-        if not info.future.done():
-            info.stop()
+        @fal.realtime("/realtime")
+        def double(self, message: dict[str, Any]) -> dict[str, Any]:
+            return {"value": message["value"] * 2}
+
+    return Sleeper
 
 
 def sleep(info: Any, seconds: float) -> int:

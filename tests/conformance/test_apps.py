@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from support.spawning import SECONDS, spawning
 from support.waiting import until
 
 import fal_notebook as fal
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 numbers = itertools.count(1)
-SECONDS = 60.0
 
 
 @fal.cached
@@ -33,19 +33,8 @@ def model() -> float:
 @pytest.fixture
 def spawn(agent_host: Any) -> Iterator[Callable[..., Any]]:
     """Spawn apps; those that are left are stopped."""
-    spawned: list[Any] = []
-
-    def do(cls: Any, *, wait: bool = True) -> Any:
-        info = cls.spawn(host=agent_host)
-        spawned.append(info)
-        if wait:
-            info.wait(startup_timeout=SECONDS)
-        return info
-
-    yield do
-    for info in spawned:
-        if not info.future.done():
-            info.stop()
+    with spawning() as do:
+        yield lambda cls, *, wait=True: do(cls, agent_host, wait=wait)
 
 
 def make(**settings: Any) -> Any:

@@ -24,31 +24,13 @@ NOTEBOOK = """
 import fal_notebook as fal
 from fal_notebook.hosts.local import LocalHost
 
-class Where(fal.App, name="where"):
+class Where(fal.App, {settings}):
     @fal.endpoint("/")
     def where(self) -> int:
         import os
         return os.getpid()
 
 info = Where.spawn(host=LocalHost("bench"))
-info.wait()
-print("ready", info.url, flush=True)
-import time
-time.sleep(600)
-"""
-
-
-SEVERAL = """
-import fal_notebook as fal
-from fal_notebook.hosts.local import LocalHost
-
-class Several(fal.App, name="several", min_concurrency=2, max_concurrency=2, max_multiplexing=8):
-    @fal.endpoint("/")
-    def where(self) -> int:
-        import os
-        return os.getpid()
-
-info = Several.spawn(host=LocalHost("bench"))
 info.wait()
 print("ready", info.url, flush=True)
 import time
@@ -70,7 +52,7 @@ def apps(host: Any) -> dict[str, str]:
 def test_an_app_goes_on_without_its_notebook_and_is_stopped_from_another(
     bed: Bed, nothing_is_left: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernel = bed.kernel(NOTEBOOK)
+    kernel = bed.kernel(NOTEBOOK.format(settings='name="where"'))
     url = kernel.says("ready")
     pid = httpx.post(url, timeout=30).json()
     kernel.kill()
@@ -90,7 +72,8 @@ def test_an_app_goes_on_without_its_notebook_and_is_stopped_from_another(
 def test_an_app_with_a_gateway_goes_on_as_configured_without_its_notebook(
     bed: Bed, nothing_is_left: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernel = bed.kernel(SEVERAL)
+    settings = 'name="several", min_concurrency=2, max_concurrency=2, max_multiplexing=8'
+    kernel = bed.kernel(NOTEBOOK.format(settings=settings))
     kernel.says("ready")
     kernel.kill()
 

@@ -177,12 +177,9 @@ def test_brief_calls_one_after_the_other_survive_breaks_and_run_once_each(
     assert lines.read_text().split() == [str(number) for number in range(400)]
 
 
-def test_a_host_that_stays_away_is_told_with_the_way_back(
-    far: SSHHost, ssh_server: SSHServer, shared_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def begin_long_call(far: SSHHost, shared_folder: Path) -> fal.Run:
+    """Start a call that does not end by itself; it has begun when this returns."""
     begun = shared_folder / "begun"
-    monkeypatch.setattr(far, "_reconnect_seconds", lambda: 0.0)
-    far._returning._patience = far._reconnect_seconds
 
     @fal.function(host=far)
     def work() -> None:
@@ -193,6 +190,14 @@ def test_a_host_that_stays_away_is_told_with_the_way_back(
 
     run = work.submit()
     until(begun.exists)
+    return run
+
+
+def test_a_host_that_stays_away_is_told_with_the_way_back(
+    far: SSHHost, ssh_server: SSHServer, shared_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(far._returning, "_patience", lambda: 0.0)
+    run = begin_long_call(far, shared_folder)
     ssh_server.kill_connections()
 
     with pytest.raises(exceptions.LinkLostError, match=rf"'far-box' broke.*fal\.attach\('{run.run_id}'"):
@@ -202,17 +207,7 @@ def test_a_host_that_stays_away_is_told_with_the_way_back(
 def test_an_interrupt_ends_the_waiting_for_a_host_that_is_away(
     far: SSHHost, ssh_server: SSHServer, shared_folder: Path
 ) -> None:
-    begun = shared_folder / "begun"
-
-    @fal.function(host=far)
-    def work() -> None:
-        import time
-
-        begun.touch()
-        time.sleep(600)
-
-    run = work.submit()
-    until(begun.exists)
+    run = begin_long_call(far, shared_folder)
     ssh_server.freeze()
     try:
         ssh_server.kill_connections()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.spawning import spawning
 from support.sshd import SSHServer, start_sshd
 from support.waiting import is_alive, until
 
@@ -137,13 +138,5 @@ def make_app(**settings: Any) -> type[fal.App]:
 @pytest.fixture
 def spawn(host: Any) -> Iterator[Callable[..., Any]]:
     """Spawn apps, which are stopped in the end."""
-    spawned: list[Any] = []
-
-    def do(*, on: Any = host, **settings: Any) -> Any:
-        spawned.append(make_app(**settings).spawn(host=on))
-        spawned[-1].wait(startup_timeout=60)
-        return spawned[-1]
-
-    yield do
-    for info in spawned:
-        info.stop()
+    with spawning() as do:
+        yield lambda *, on=host, **settings: do(make_app(**settings), on)
