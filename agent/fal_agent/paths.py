@@ -5,6 +5,7 @@ Runs everywhere.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -29,4 +30,5 @@ def socket_path(root: Path, digest: str) -> Path:
     if len(os.fsencode(path)) <= _MAX_SOCKET_PATH:
         return path
     short = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/fal-notebook-{os.getuid()}")  # noqa: S108 - checked to be ours
-    return short / f"{digest[:16]}.sock"
+    folder = hashlib.sha256(os.fsencode(root)).hexdigest()[:8]  # another folder's agent is another one
+    return short / f"{digest[:16]}-{folder}.sock"

@@ -18,19 +18,19 @@ SECONDS = 60.0
 numbers = itertools.count(1)
 
 
-@pytest.fixture(scope="session", params=AGENT_HOSTS)
+@pytest.fixture(scope="module", params=AGENT_HOSTS)
 def app(request: pytest.FixtureRequest) -> Iterator[Any]:
     """The app without `app_auth`: whoever is on this machine may use it."""
     yield from _spawn(host_named(request, request.param))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def public_app() -> Iterator[Any]:
     """The app for everybody."""
     yield from _spawn("local", app_auth="public")
 
 
-@pytest.fixture(scope="session", params=AGENT_HOSTS)
+@pytest.fixture(scope="module", params=AGENT_HOSTS)
 def private_app(request: pytest.FixtureRequest) -> Iterator[Any]:
     """The app for whoever has the key."""
     with pytest.MonkeyPatch.context() as patch:

@@ -65,18 +65,26 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SSHServer]:
         shutil.rmtree(root, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the local agent under load, which is not that of the other tests."""
+    return tmp_path_factory.mktemp("load") / "root"
+
+
 @pytest.fixture(scope="module", params=["local", "ssh"])
-def host(request: pytest.FixtureRequest) -> Iterator[Any]:
+def host(request: pytest.FixtureRequest, root: Path) -> Iterator[Any]:
     """This machine, or one reached over SSH."""
     if request.param == "local":
         made: Any = LocalHost(f"load-{next(numbers)}")
     else:
         made = SSHHost(request.getfixturevalue("server").name)
-    yield made
-    agent = made.ask("status")["agent"]["pid"]
-    made.ask("shutdown")
-    made.close()
-    until(lambda: not is_alive(agent))  # the next module's host starts one of its own
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAL_NOTEBOOK_HOME", str(root))
+        yield made
+        agent = made.ask("status")["agent"]["pid"]
+        made.ask("shutdown")
+        made.close()
+        until(lambda: not is_alive(agent))  # the next module's host starts one of its own
 
 
 @pytest.fixture(scope="session")
