@@ -126,8 +126,8 @@ class _Sync:
         line = _Line()
         line.say("Syncing...")
         thread = threading.Thread(target=self._work, name="fal-sync", daemon=True)
-        thread.start()
         try:
+            thread.start()  # an interrupt may come in here already
             while not self._ended.wait(_DRAW_SECONDS):
                 line.draw(self._progress())
         finally:

@@ -57,7 +57,7 @@ def forward(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Forwarder
     for forwarder in made:
         forwarder.close()
         assert forwarder.connections == 0
-    assert [thread.name for thread in threading.enumerate() if "forward patience" in thread.name] == []
+    until(lambda: not [thread for thread in threading.enumerate() if "forward patience" in thread.name])
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ from fal_agent.wire import (
     Execute,
     Failure,
     Hello,
+    Interrupt,
     Lane,
     LaneClosed,
     Log,
@@ -147,10 +148,14 @@ class AgentClient:
         execution.client, execution.let_go = self, None
         self._executions[execution.run_id] = execution
         try:
-            parcel = execution.parcel
-            if parcel is None:
+            parcel, wish = execution.parcel, execution.wish
+            if parcel is None or wish is not None:
                 seen = min(e.last_seq for e in (execution, *execution.copies))
                 self._send(Attach(execution.run_id, seen, resumes=True))
+                if wish is not None:
+                    self._send(wish)
+                    if parcel is not None:  # it may never have begun, and then nothing would come
+                        self._give_up_as_wished(execution, wish)
             else:
                 execution.sent = False
                 self._send_all(execution, parcel)
@@ -246,13 +251,16 @@ class AgentClient:
             raise FalServerlessError(f"{self.host_name!r}: {answer.error}")
         return answer.content
 
-    def send_if_open(self, message: Message) -> None:
-        """Send a message that means nothing once the connection is gone."""
-        if not self._closed.is_set():
-            try:
-                self._duplex.send(message)
-            except OSError:  # the reading thread reports the end to every call
-                self._duplex.close()
+    def send_if_open(self, message: Message) -> bool:
+        """Send a message that means nothing once the connection is gone; whether it was sent."""
+        if self._closed.is_set():
+            return False
+        try:
+            self._duplex.send(message)
+        except OSError:  # the reading thread reports the end to every call
+            self._duplex.close()
+            return False
+        return True
 
     def drop(self) -> None:
         """End a connection that was found broken; calls are brought back by the next one."""
@@ -497,6 +505,9 @@ class AgentClient:
         with self._naming:
             self._templates.pop(id(execution.parcel.call), None)
         execution.sent = False  # it was turned away, so it does not run
+        if execution.wish is not None:  # and need not
+            self._give_up_as_wished(execution, execution.wish)
+            return
         threading.Thread(target=self._upload, args=(execution,), name="fal-upload-again", daemon=True).start()
 
     def _on_close(self, problem: Exception | None) -> None:
@@ -528,6 +539,12 @@ class AgentClient:
         execution.withdrawn = True
         if self._executions.pop(execution.run_id, None) is not None:
             execution.fail(kind, message)
+
+    def _give_up_as_wished(self, execution: AgentExecution, wish: Message) -> None:
+        if isinstance(wish, Interrupt):
+            self.give_up(execution, "interrupted", "KeyboardInterrupt")
+        else:
+            self.give_up(execution, "cancelled", "the call was cancelled")
 
     def _lost_error(self) -> LinkLostError:
         reason = f": {self._problem}" if self._problem else ""

@@ -37,6 +37,7 @@ class AgentExecution:
         self.sent = False  # the agent has it, as far as we know
         self.was_sent = False  # it may have it
         self.withdrawn = False
+        self.wish: Message | None = None  # to end it, which the agent may never have got
         self.turn = threading.Lock()  # held while it is decided whether the call is sent or withdrawn
         self.lane: OpenLane | None = None  # that it is in
         self.outcome: Received | None = None  # that came through it
@@ -93,12 +94,12 @@ class AgentExecution:
     def _tell(self, message: Message) -> None:
         if self.original is not None:
             self.original._tell(message)  # noqa: SLF001 - one of its own kind
-        elif self.let_go is None:
-            self.client.send_if_open(message)
-        elif self.let_go(self):
+        elif self.let_go is not None and self.let_go(self):
             self.fail_adrift(f"{self.client.host_name!r} cannot be reached to stop the call")
-        else:  # it has just been brought back
-            self.client.send_if_open(message)
+        else:
+            self.wish = message
+            if self.client.send_if_open(message) and isinstance(message, Interrupt):
+                self.wish = None  # said twice, it would be another one
 
     def drift(self, let_go: Callable[[AgentExecution], bool]) -> None:
         """Belong to no connection; `let_go` ends the waiting for one, and says whether there was any."""

@@ -209,6 +209,7 @@ def test_a_run_can_be_cancelled_before_its_turn(agent_host: Host, public_folder:
     assert second.cancelled()
     with pytest.raises(concurrent.futures.CancelledError):
         second.result(timeout=20)
+    agent_host.ask("status")  # comes after the wish to cancel
     release.touch()
     first.result(timeout=20)
     hold(release, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,9 @@ import pytest
 from support.waiting import until
 
 import fal_notebook as fal
+from fal_agent.wire import Cancel, Message, Need
 from fal_notebook import exceptions
+from fal_notebook.hosts.client import AgentClient
 from fal_notebook.hosts.ssh import SSHHost
 
 if TYPE_CHECKING:
@@ -217,3 +220,77 @@ def test_an_interrupt_ends_the_waiting_for_a_host_that_is_away(
             run.result(timeout=30)
     finally:
         ssh_server.thaw()
+
+
+def test_a_cancelled_call_is_cancelled_though_the_link_broke_with_the_wish(
+    far: SSHHost, ssh_server: SSHServer, shared_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = shared_folder / "begun"
+
+    @fal.function(host=far)
+    def work() -> None:
+        import time
+
+        begun.touch()
+        while True:
+            time.sleep(0.01)
+
+    run = work.submit()
+    until(begun.exists)
+    send = AgentClient.send_if_open
+
+    def swallow(client: AgentClient, message: Message) -> bool:
+        if isinstance(message, Cancel):
+            ssh_server.kill_connections()
+            return True  # as it looks while the network still takes what it will not deliver
+        return send(client, message)
+
+    monkeypatch.setattr(AgentClient, "send_if_open", swallow)
+
+    assert run.cancel()
+
+    until(lambda: record(far, run.run_id).get("state") == "cancelled")
+
+
+class Forgotten(set[str]):
+    """What a client believes the agent to have, which has let it go."""
+
+    def __contains__(self, name: object) -> bool:
+        return not super().__contains__(name)
+
+    def discard(self, name: str) -> None:
+        self.add(name)
+
+
+def test_a_call_that_is_cancelled_while_it_must_be_sent_again_never_begins(
+    far: SSHHost, shared_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = shared_folder / "begun"
+
+    @fal.function(host=far)
+    def work(mark: Path) -> None:
+        mark.touch()
+
+    client = far.connect()
+    monkeypatch.setattr(client, "_functions", Forgotten())
+    asked, cancelled = threading.Event(), threading.Event()
+    send_again = client._send_again
+
+    def later(need: Need) -> None:
+        asked.set()
+        assert cancelled.wait(30)
+        send_again(need)
+
+    monkeypatch.setattr(client, "_send_again", later)
+    run = work.submit(mark)
+    assert asked.wait(30)
+
+    assert run.cancel()
+
+    cancelled.set()
+    with pytest.raises(concurrent.futures.CancelledError):
+        run.result(timeout=30)
+    far.ask("status")  # comes after whatever was sent for the call
+    monkeypatch.undo()
+    work.on(far)(shared_folder / "other")
+    assert not mark.exists()

@@ -58,7 +58,7 @@ def test_nothing_is_left_of_a_stopped_app(
     until(lambda: not listens(port))
     assert kept.recv(10) == b""
     kept.close()
-    assert [thread.name for thread in threading.enumerate() if f"forward {info.name}" in thread.name] == []
+    until(lambda: not [thread for thread in threading.enumerate() if f"forward {info.name}" in thread.name])
     assert str(port) in info.url
     assert not listens(port)  # to look at a stopped app is not to open its port
 
