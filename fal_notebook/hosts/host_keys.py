@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fal_notebook.hosts.ssh_config import Target
     from fal_notebook.prompting import Prompt
 
-__all__ = ["KnownKey", "check_host_key", "fingerprint", "known_keys", "lookup_name", "remember"]
+__all__ = ["KnownKey", "check_host_key", "fingerprint", "known_keys", "lookup_name", "matches", "remember"]
 
 SSH_PORT = 22
 
@@ -39,6 +39,7 @@ class KnownKey:
     marker: str  # "", "cert-authority" or "revoked"
     key_type: str
     blob: bytes
+    exact: bool = True  # it speaks of this very port, so that another key there is a changed one
 
     @property
     def place(self) -> str:
@@ -56,8 +57,14 @@ def fingerprint(blob: bytes) -> str:
     return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 
 
-def known_keys(files: Iterable[Path], name: str) -> list[KnownKey]:
-    """Find the lines of `files` that speak about `name` (see `lookup_name`); absent files are empty."""
+def known_keys(files: Iterable[Path], name: str, *others: str) -> list[KnownKey]:
+    """Find the lines of `files` that speak about a host; absent files are empty.
+
+    Args:
+        files: in the order in which they count.
+        name: the host's, from `lookup_name`.
+        others: names whose lines may make the host known, but not a changed one.
+    """
     found = []
     for path in files:
         try:
@@ -67,7 +74,7 @@ def known_keys(files: Iterable[Path], name: str) -> list[KnownKey]:
         except OSError as error:
             raise HostKeyError(f"{path} cannot be read: {error.strerror}. Check its permissions") from error
         for number, line in enumerate(lines, 1):
-            known = _parse(path, number, line, name)
+            known = _parse(path, number, line, (name, *others))
             if known is not None:
                 found.append(known)
     return found
@@ -96,7 +103,13 @@ def remember(path: Path, name: str, key_type: str, blob: bytes, *, hashed: bool 
 
 
 def check_host_key(
-    target: Target, key_type: str, blob: bytes, known: Sequence[KnownKey], prompt: Prompt
+    target: Target,
+    key_type: str,
+    blob: bytes,
+    known: Sequence[KnownKey],
+    prompt: Prompt,
+    *,
+    certificate: bytes | None = None,
 ) -> None:
     """Return if the key may be trusted; a new one that was accepted is remembered.
 
@@ -106,23 +119,39 @@ def check_host_key(
         blob: the key the machine showed.
         known: what the known_hosts files say about it.
         prompt: asked about a new key.
+        certificate: what the machine showed for its key, if it did.
 
     Raises:
-        HostKeyError: the key is revoked, is not the known one, or is new and was not accepted.
+        HostKeyError: the key is revoked, is not the known one, or is new and was not accepted; or its
+            certificate does not hold.
     """
     plain = [k for k in known if not k.marker]
+    _refuse_revoked(target, key_type, blob, known)
+    if any(k.blob == blob for k in plain):
+        return
+    if certificate is not None and _is_certified(target, certificate, known):
+        return
+    changed = [k for k in plain if k.key_type == key_type and k.exact]
+    if changed:
+        raise HostKeyError(_changed(target, key_type, blob, changed[0]))
+    _accept_new(target, key_type, blob, [k for k in known if k.exact or k.marker], prompt)
+
+
+def _is_certified(target: Target, certificate: bytes, known: Sequence[KnownKey]) -> bool:
+    from fal_notebook.hosts.ssh_certificates import check_host_certificate
+
+    revoked = [k.blob for k in known if k.marker == "revoked"]
+    authorities = [k for k in known if k.marker == "cert-authority" and k.blob not in revoked]
+    return check_host_certificate(target, certificate, authorities)
+
+
+def _refuse_revoked(target: Target, key_type: str, blob: bytes, known: Sequence[KnownKey]) -> None:
     revoked = [k for k in known if k.marker == "revoked" and k.blob == blob]
     if revoked:
         raise HostKeyError(
             f"{target.label}: the machine at {target.where} shows a host key that {revoked[0].place} revokes "
             f"({_describe(key_type, blob)}). Do not connect; ask its administrator for the key it has now"
         )
-    if any(k.key_type == key_type and k.blob == blob for k in plain):
-        return
-    changed = [k for k in plain if k.key_type == key_type]
-    if changed:
-        raise HostKeyError(_changed(target, key_type, blob, changed[0]))
-    _accept_new(target, key_type, blob, known, prompt)
 
 
 def _accept_new(
@@ -133,7 +162,9 @@ def _accept_new(
     if known:
         other = known[0]
         kind = (
-            "a certificate authority, which is not supported"
+            "a certificate authority, which did not sign this key"
+            if other.marker == "cert-authority"
+            else "another key that is revoked"
             if other.marker
             else f"another key, {other.key_type}"
         )
@@ -148,11 +179,7 @@ def _accept_new(
     else:
         accepted = target.strict_host_keys in {"no", "off", "accept-new"}
     if not accepted:
-        raise HostKeyError(
-            f"{target.label}: the host key of {target.where} is not known{note} and was not accepted: "
-            f"{shown}. Compare it with the machine's own, then run `{target.ssh_command}` once in a terminal "
-            "and type yes"
-        )
+        raise HostKeyError(_not_accepted(target, shown, note))
     if target.user_known_hosts:
         path = target.user_known_hosts[0]
         try:
@@ -162,6 +189,22 @@ def _accept_new(
                 f"{target.label}: its host key could not be written to {path}: {error.strerror}. "
                 "Make the file writable, or name another by UserKnownHostsFile"
             ) from error
+
+
+def _not_accepted(target: Target, shown: str, note: str) -> str:
+    """Say what to do about a new key; a terminal's `ssh` asks only where the settings let it."""
+    text = (
+        f"{target.label}: the host key of {target.where} is not known{note} and was not accepted: "
+        f"{shown}. Compare it with the machine's own, then "
+    )
+    if target.strict_host_keys == "yes":
+        place = target.user_known_hosts[0] if target.user_known_hosts else "known_hosts"
+        keyscan = f"ssh-keyscan -p {target.port} {shlex.quote(target.hostname)}"
+        return text + (
+            f"add it to {place}, since StrictHostKeyChecking yes lets nobody be asked: `{keyscan}` prints "
+            "its lines"
+        )
+    return text + f"run `{target.ssh_command}` once in a terminal and type yes"
 
 
 def _changed(target: Target, key_type: str, blob: bytes, old: KnownKey) -> str:
@@ -180,19 +223,22 @@ def _describe(key_type: str, blob: bytes) -> str:
     return f"{key_type} {fingerprint(blob)}"
 
 
-def _parse(path: Path, number: int, line: str, name: str) -> KnownKey | None:
+def _parse(path: Path, number: int, line: str, names: tuple[str, ...]) -> KnownKey | None:
     """Read one line; None if it is no key or speaks of other hosts."""
     fields = line.split()
     marker = ""
     if fields and fields[0].startswith("@"):
         marker = fields.pop(0)[1:]
-    if len(fields) < 3 or fields[0].startswith("#") or not _speaks_of(fields[0], name):  # noqa: PLR2004
+    if len(fields) < 3 or fields[0].startswith("#"):  # noqa: PLR2004
+        return None
+    spoken_of = [name for name in names if _speaks_of(fields[0], name)]
+    if not spoken_of:
         return None
     try:
         blob = base64.b64decode(fields[2], validate=True)
     except binascii.Error:
         return None
-    return KnownKey(path, number, marker, fields[1], blob)
+    return KnownKey(path, number, marker, fields[1], blob, exact=spoken_of[0] == names[0])
 
 
 def _speaks_of(patterns: str, name: str) -> bool:
@@ -201,7 +247,7 @@ def _speaks_of(patterns: str, name: str) -> bool:
     matched = False
     for pattern in patterns.lower().split(","):
         bare = pattern.removeprefix("!")
-        if re.fullmatch(_expression(bare), name):
+        if matches(name, bare):
             if bare != pattern:
                 return False
             matched = True
@@ -216,6 +262,7 @@ def _is_hash_of(hashed: str, name: str) -> bool:
     return hmac.compare_digest(hmac.new(salt, name.encode(), hashlib.sha1).digest(), digest)
 
 
-def _expression(pattern: str) -> str:
-    """Turn a pattern of * and ? into a regular expression; brackets stand for themselves."""
-    return "".join({"*": ".*", "?": "."}.get(c, re.escape(c)) for c in pattern)
+def matches(name: str, pattern: str) -> bool:
+    """Whether a name fits a pattern of * and ?; brackets stand for themselves."""
+    expression = "".join({"*": ".*", "?": "."}.get(c, re.escape(c)) for c in pattern)
+    return re.fullmatch(expression, name) is not None

@@ -30,6 +30,9 @@ DEFAULT_KEYS = ("id_rsa", "id_ecdsa", "id_ed25519")
 CRITERIA = frozenset({"all", "canonical", "final", "host", "originalhost", "user", "localuser", "exec"})
 NEVER = 'originalhost "!*"'
 SECTION = re.compile(r"\s*(host|match|include)(?:\s*=\s*|\s+)(.+?)\s*$", re.IGNORECASE)
+# paramiko keeps several values of few options: one of which nothing here makes use lends its name.
+SEVERAL = re.compile(r"^(\s*)(remoteforward|certificatefile)(?=[\s=])", re.IGNORECASE)
+LENT = {"certificatefile": "remoteforward", "remoteforward": "x-remoteforward"}
 ADDRESS = re.compile(
     r"(?:ssh://)?(?:(?P<user>.+)@)?(?:\[(?P<bracketed>[^\]]+)\]|(?P<host>(?!-)[^:/@\s]+|[^:/@\s]*(?::[^:/@\s]*){2,}))"
     r"(?::(?P<port>\d+))?/?"
@@ -48,6 +51,7 @@ class Target:
     identity_files: tuple[Path, ...]
     identities_given: bool  # by the configuration; else they are ssh's usual names
     identities_only: bool
+    certificate_files: tuple[Path, ...]
     agent_socket: str | None
     jumps: tuple[str, ...]  # names, the nearest first
     proxy_command: str | None
@@ -70,6 +74,11 @@ class Target:
     def key_name(self) -> str:
         """The name that known_hosts files know the machine by."""
         return self.host_key_alias or lookup_name(self.hostname, self.port)
+
+    @property
+    def key_names(self) -> tuple[str, ...]:
+        """That name and, as `ssh` has it, the one without a port, for lines that speak of every port."""
+        return tuple(dict.fromkeys((self.key_name, self.host_key_alias or self.hostname.lower())))
 
 
 class _Config(paramiko.SSHConfig):  # type: ignore[misc] # paramiko is untyped
@@ -175,6 +184,9 @@ def _target(
         user=user,
         identity_files=tuple(Path(_expand(k, tokens)).expanduser() for k in keys if k.lower() != "none"),
         identities_given=bool(given),
+        certificate_files=tuple(
+            Path(_expand(str(f), tokens)).expanduser() for f in options.get(LENT["certificatefile"], [])
+        ),
         identities_only=_yes(options, "identitiesonly", default=False),
         agent_socket=_agent_socket(options.get("identityagent"), tokens),
         jumps=jumps,
@@ -267,7 +279,7 @@ def _lines(file: Path, base: Path, condition: str | None, depth: int) -> list[st
     for line in text.splitlines():
         section = SECTION.match(line)
         if section is None:
-            lines.append(line)
+            lines.append(SEVERAL.sub(lambda m: m[1] + LENT[m[2].lower()], line))
         elif section[1].lower() == "include":
             for path in _included(section[2], base):
                 lines += _lines(path, base, current, depth + 1)

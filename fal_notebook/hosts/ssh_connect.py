@@ -256,9 +256,10 @@ def _end(proxy: subprocess.Popen[bytes] | None) -> None:
 
 def _greet(target: Target, way: _Way, timeout: float, prompt: Prompt) -> LinkTransport:
     """Exchange keys and make sure that it is the right machine."""
-    known = known_keys(target.known_hosts, target.key_name)
+    known = known_keys(target.known_hosts, *target.key_names)
     types = tuple(dict.fromkeys(k.key_type for k in known if not k.marker))
-    transport = LinkTransport(way.sock, known_key_types=types)
+    authorities = any(k.marker == "cert-authority" for k in known)
+    transport = LinkTransport(way.sock, known_key_types=types, certificates=authorities)
     transport.banner_timeout = transport.handshake_timeout = timeout
     try:
         transport.start_client(timeout=timeout)
@@ -267,7 +268,8 @@ def _greet(target: Target, way: _Way, timeout: float, prompt: Prompt) -> LinkTra
         transport.close()
         raise _greeting_problem(target, way, error) from error
     try:
-        check_host_key(target, key.get_name(), key.asbytes(), known, prompt)
+        certificate = key.public_blob.key_blob if key.public_blob is not None else None
+        check_host_key(target, key.get_name(), key.asbytes(), known, prompt, certificate=certificate)
     except BaseException:
         transport.close()
         raise

@@ -1,40 +1,28 @@
-"""Proving who the user is: agent, key files, passphrases, passwords, questions of the server.
+"""Proving who the user is: keys, passwords, questions of the server.
 
-Runs in the notebook; one of the files that import paramiko. Secrets go from the prompt to the server and
-are kept nowhere.
+Runs in the notebook; one of the files that import paramiko. Passwords and answers go from the prompt to the
+server and are kept nowhere.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import queue
-import socket
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import paramiko  # type: ignore[import-untyped]
-from cryptography.exceptions import UnsupportedAlgorithm
-from paramiko.agent import AgentSSH  # type: ignore[import-untyped]
-from paramiko.pkey import UnknownKeyType  # type: ignore[import-untyped]
 
 from fal_agent.errors import AuthenticationError
+from fal_notebook.hosts.ssh_keys import ANSWER_TIMEOUT, TRIES, Keyring
 from fal_notebook.prompting import SilentPrompt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     from fal_notebook.hosts.ssh_config import Target
     from fal_notebook.hosts.ssh_transport import LinkTransport
     from fal_notebook.prompting import Prompt
 
 __all__ = ["log_in"]
-
-TRIES = 3
-ANSWER_TIMEOUT = 180.0  # seconds that a person may take, per question
-UNUSABLE = (ValueError, UnknownKeyType, UnsupportedAlgorithm, paramiko.SSHException)
 
 
 def log_in(transport: LinkTransport, target: Target, prompt: Prompt) -> None:
@@ -68,7 +56,7 @@ class _Login:
         if self._attempt(self.transport.auth_none):
             return True
         return (
-            (self._may("publickey") and any(self._key(key, name) for key, name in self._keys()))
+            (self._may("publickey") and self._keys())
             or (self._may_ask("keyboard-interactive") and self._interactive())
             or (self._may_ask("password") and self._password())
         )
@@ -116,87 +104,16 @@ class _Login:
 
     # -- keys -----------------------------------------------------------------------------------------
 
-    def _key(self, key: paramiko.PKey, name: str) -> bool:
-        if not self._may("publickey"):
-            return False  # a key was half of it; the rest is not a key
-        self.tried.append(name)
-        return self._attempt(self.transport.auth_publickey, key)
-
-    def _keys(self) -> Iterator[tuple[paramiko.PKey, str]]:
-        """Give the keys to offer: the agent's, those in files, and those that need a passphrase."""
-        agent = self._agent()
-        try:
-            yield from self._all_keys(list(agent.get_keys()) if agent is not None else [])
-        finally:
-            if agent is not None:
-                agent._close()  # noqa: SLF001 - paramiko has no public way
-
-    def _all_keys(self, in_agent: list[Any]) -> Iterator[tuple[paramiko.PKey, str]]:
-        target = self.target
-        self.agent_keys = len(in_agent)
-        files = [f for f in target.identity_files if self._exists(f)]
-        public = {f: _public_blob(f) for f in files}
-        named = [k for f in files for k in in_agent if k.asbytes() == public[f]]
-        others = [] if target.identities_only else [k for k in in_agent if k not in named]
-        held = {k.asbytes() for k in (*named, *others)}
-        for key in (*named, *others):
-            yield key, f"the agent's key {key.comment or key.get_name()}"
-        encrypted = []
-        for file in files:
-            if public[file] in held:
-                continue
-            try:
-                key = paramiko.PKey.from_path(str(file), None)
-            except TypeError:  # how it says that a passphrase is needed
-                encrypted.append(file)
-            except UNUSABLE:
-                self.tried.append(f"key {file} (which cannot be used: not a private key of a known kind)")
-            except OSError as error:
-                self.tried.append(f"key {file} (which cannot be read: {error.strerror})")
-            else:
-                yield key, f"key {file}"
-        for file in encrypted:
-            key = self._unlock(file)
-            if key is not None:
-                yield key, f"key {file}"
-
-    def _exists(self, file: Path) -> bool:
-        if file.exists():
-            return True
-        if self.target.identities_given:
-            self.tried.append(f"key {file} (which does not exist)")
+    def _keys(self) -> bool:
+        keyring = Keyring(self.target, self.prompt, self.tried)
+        for identity in keyring.identities():
+            self.agent_keys = keyring.agent_keys
+            if not self._may("publickey"):
+                return False  # a key was half of it; the rest is not a key
+            self.tried.append(identity.name)
+            if self._attempt(self.transport.auth_publickey, identity.key):
+                return True
         return False
-
-    def _agent(self) -> Any:
-        if self.target.agent_socket is None:
-            return None
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.settimeout(10.0)
-        agent = AgentSSH()
-        try:
-            connection.connect(self.target.agent_socket)
-            agent._connect(connection)  # noqa: SLF001 - the public class knows $SSH_AUTH_SOCK only
-        except (OSError, paramiko.SSHException):
-            connection.close()
-            self.tried.append(f"the agent at {self.target.agent_socket} (which does not answer)")
-            return None
-        connection.settimeout(ANSWER_TIMEOUT)  # an agent may ask the person to touch or to confirm
-        return agent
-
-    def _unlock(self, file: Path) -> paramiko.PKey | None:
-        """Ask for the passphrase of a key; None if it is not to be had."""
-        question = f"Passphrase for {file}: "
-        for _ in range(TRIES):
-            passphrase = self.prompt.ask(question, secret=True)
-            if not passphrase:
-                self.tried.append(f"key {file} (which needs a passphrase that was not given)")
-                return None
-            try:
-                return paramiko.PKey.from_path(str(file), passphrase.encode())
-            except UNUSABLE:
-                question = f"That was not it. Passphrase for {file}: "
-        self.tried.append(f"key {file} (whose passphrase was wrong {TRIES} times)")
-        return None
 
     # -- questions ------------------------------------------------------------------------------------
 
@@ -266,11 +183,3 @@ class _Login:
             given.append(answer)
             heading = ""
         return given
-
-
-def _public_blob(file: Path) -> bytes | None:
-    """Read the public half beside a key, to find it in the agent."""
-    try:
-        return base64.b64decode(file.with_name(file.name + ".pub").read_text().split()[1])
-    except (OSError, IndexError, binascii.Error, UnicodeDecodeError):
-        return None

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import paramiko  # type: ignore[import-untyped]
 from paramiko import common
 
+from fal_notebook.hosts.ssh_certificates import SUFFIX
 from fal_notebook.hosts.ssh_packets import WatchfulPacketizer
 from fal_notebook.hosts.ssh_stream import FIRST_WINDOW, ChannelRefused, ChannelSocket, Stream
 
@@ -76,12 +77,15 @@ class LinkTransport(paramiko.Transport):  # type: ignore[misc] # paramiko is unt
         common.MSG_CHANNEL_CLOSE: Stream.on_close,
     }
 
-    def __init__(self, sock: Any, *, known_key_types: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, sock: Any, *, known_key_types: tuple[str, ...] = (), certificates: bool = False
+    ) -> None:
         """Take over a connected socket.
 
         Args:
             sock: a socket, or a `ChannelSocket` of another transport.
             known_key_types: host key types to ask for first, because they can be verified.
+            certificates: ask for a certificate before any key, because there is an authority to trust.
         """
         super().__init__(sock, packetizer_class=WatchfulPacketizer)
         self.packetizer.on_idle = self._on_idle
@@ -93,6 +97,7 @@ class LinkTransport(paramiko.Transport):  # type: ignore[misc] # paramiko is unt
         self._preferred_keys = tuple(
             [a for a in wanted if a in usual] + [a for a in usual if a not in wanted]
         )
+        self._certificates = certificates
         self.heartbeat = 0.0
         self.patience = 15.0
         self._probe: _Parcel | None = None  # the sign of life that was asked for
@@ -264,8 +269,9 @@ class LinkTransport(paramiko.Transport):  # type: ignore[misc] # paramiko is unt
 
     @property
     def preferred_keys(self) -> tuple[str, ...]:
-        """Host key types; without certificates, which nothing here could verify."""
-        return tuple(self._filter_algorithm("keys"))
+        """Host key types; certificates only where they could be verified."""
+        usual = tuple(self._filter_algorithm("keys"))
+        return (*(f"{name}{SUFFIX}" for name in usual), *usual) if self._certificates else usual
 
     def start_client(self, event: Any = None, timeout: float | None = None) -> None:
         """Negotiate as the base does, with the writing thread at hand."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,8 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fal_agent.errors import HostKeyError
-from fal_notebook.hosts.host_keys import fingerprint, known_keys, lookup_name, remember
+from fal_notebook.hosts.host_keys import check_host_key, fingerprint, known_keys, lookup_name, remember
 from fal_notebook.hosts.paramiko_link import open_link
+from fal_notebook.hosts.ssh_certificates import key_within
+from fal_notebook.hosts.ssh_config import resolve
 from tests.support.prompts import Answers
 from tests.support.sshd import SSHServer, start_sshd
 
@@ -55,9 +58,12 @@ def test_a_new_key_is_shown_and_once_accepted_remembered(server: SSHServer) -> N
     assert done.returncode == 0, "ssh does not read what was written"
 
 
-@pytest.mark.parametrize("strictness", ["ask", "yes"])
+@pytest.mark.parametrize(
+    ("strictness", "to_type"),
+    [("ask", "`ssh -F {path} gpu-box` once"), ("yes", "`ssh-keyscan -p {port} 127.0.0.1`")],
+)
 def test_a_new_key_that_nobody_accepts_is_refused_with_what_to_type(
-    server: SSHServer, strictness: str
+    server: SSHServer, strictness: str, to_type: str
 ) -> None:
     server.known_hosts.unlink()
     path = asking(server, strictness)
@@ -66,7 +72,7 @@ def test_a_new_key_that_nobody_accepts_is_refused_with_what_to_type(
         open_link("gpu-box", ssh_config=path, prompt=Answers())
 
     assert shown(server) in str(caught.value)
-    assert f"run `ssh -F {path} gpu-box` once in a terminal" in str(caught.value)
+    assert to_type.format(path=path, port=server.port) in str(caught.value)
     assert not server.known_hosts.exists()
 
 
@@ -212,3 +218,105 @@ def test_a_fingerprint_is_the_one_ssh_keygen_shows(tmp_path: Path) -> None:
 
 def test_a_port_is_part_of_a_name_unless_it_is_the_usual_one() -> None:
     assert (lookup_name("Box", 22), lookup_name("::1", 2222)) == ("box", "[::1]:2222")
+
+
+# -- certificates of hosts ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def authority(server: SSHServer) -> Path:
+    """The key of an authority that known_hosts trusts for the server, instead of the server's own."""
+    path = server.folder / "authority"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
+    key = " ".join(path.with_suffix(".pub").read_text().split()[:2])
+    server.known_hosts.write_text(f"@cert-authority 127.0.0.* {key}\n")
+    return path
+
+
+def certify(server: SSHServer, authority: Path, *options: str, kind: str = "ed25519") -> None:
+    """Give the server a host key of `kind` that the authority signed, and nothing else."""
+    server.new_host_key(kind)
+    words = [
+        "ssh-keygen",
+        "-q",
+        "-s",
+        str(authority),
+        "-I",
+        "it",
+        *options,
+        str(server.folder / "hostkey.pub"),
+    ]
+    subprocess.run(words, check=True, capture_output=True)
+    server.restart(f"HostCertificate {server.folder}/hostkey-cert.pub")
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
+def test_a_machine_is_known_by_the_certificate_of_an_authority(
+    server: SSHServer, authority: Path, kind: str
+) -> None:
+    certify(server, authority, "-h", "-n", "127.0.0.1", kind=kind)
+    before = server.known_hosts.read_text()
+
+    open_link("gpu-box", ssh_config=server.config_path).close()
+
+    assert server.known_hosts.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("-h", "-n", "other-box"), r"it is for other-box, not for 127\.0\.0\.1"),
+        (("-h", "-V", "20200101:20200201"), "it expired on 2020-02-0"),
+        (("-h", "-V", "20900101:20910101"), "it is valid from 2090-01-01"),
+        ((), "it is a certificate for users"),
+    ],
+)
+def test_a_certificate_that_does_not_hold_is_refused_with_the_reason(
+    server: SSHServer, authority: Path, options: tuple[str, ...], said: str
+) -> None:
+    """sshd would not load all of these, so what it showed is checked as if it had."""
+    server.new_host_key()
+    public = server.folder / "hostkey.pub"
+    words = ["ssh-keygen", "-q", "-s", str(authority), "-I", "it", *options, str(public)]
+    subprocess.run(words, check=True, capture_output=True)
+    certificate = base64.b64decode((server.folder / "hostkey-cert.pub").read_text().split()[1])
+    target = resolve("gpu-box", [server.config_path])
+    known = known_keys(target.known_hosts, *target.key_names)
+    key_type, blob = key_within(certificate)
+
+    assert base64.b64encode(blob).decode() == public.read_text().split()[1]
+    with pytest.raises(HostKeyError, match=f"the authority in {server.known_hosts}:1, but {said}"):
+        check_host_key(target, key_type, blob, known, Answers(accept=True), certificate=certificate)
+
+
+def test_a_certificate_of_an_unknown_authority_makes_nobody_known(server: SSHServer, authority: Path) -> None:
+    stranger = server.folder / "stranger"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", stranger], check=True)
+    certify(server, stranger, "-h", "-n", "127.0.0.1")
+
+    with pytest.raises(
+        HostKeyError, match="knows it by a certificate authority, which did not sign this key"
+    ):
+        open_link("gpu-box", ssh_config=server.config_path)
+
+
+def test_a_revoked_authority_vouches_for_nobody(server: SSHServer, authority: Path) -> None:
+    key = " ".join(authority.with_suffix(".pub").read_text().split()[:2])
+    server.known_hosts.write_text(f"{server.known_hosts.read_text()}@revoked * {key}\n")
+    certify(server, authority, "-h", "-n", "127.0.0.1")
+
+    with pytest.raises(HostKeyError):
+        open_link("gpu-box", ssh_config=server.config_path)
+
+
+def test_a_line_without_a_port_makes_every_port_known(server: SSHServer) -> None:
+    """As `ssh` has it; another key there is a new one, not a changed one."""
+    server.known_hosts.write_text(f"127.0.0.1 {server.host_key}\n")
+    open_link("gpu-box", ssh_config=server.config_path).close()
+
+    server.new_host_key()
+    server.restart()
+    person = Answers(accept=True)
+    open_link("gpu-box", ssh_config=asking(server), prompt=person).close()
+
+    assert len(person.confirmations) == 1

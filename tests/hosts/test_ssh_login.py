@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
+import threading
 from typing import TYPE_CHECKING
 
+import paramiko  # type: ignore[import-untyped]
 import pytest
 
 from fal_agent.errors import AuthenticationError
 from fal_notebook.hosts.paramiko_link import open_link
-from fal_notebook.prompting import SilentPrompt
+from fal_notebook.prompting import SilentPrompt, unattended
 from tests.support.prompts import Answers
 from tests.support.sshd import SSHServer, start_sshd
 
@@ -340,3 +343,145 @@ def test_the_usual_keys_are_found_where_none_is_named(
     monkeypatch.setenv("HOME", str(home))
 
     assert who(config(server, tmp_path / "c", "IdentityAgent none")) == server.user
+
+
+def test_a_second_factor_is_asked_for_after_a_key(password: SSHServer, tmp_path: Path) -> None:
+    if not os.path.exists("/etc/pam.d/sshd"):  # noqa: PTH110 - asked once
+        pytest.skip("PAM is not set up for sshd here")
+    password.authorize(password.key_path.with_suffix(".pub"))
+    interactive = "keyboard-interactive:pam"
+    password.restart(
+        "UsePAM yes\nKbdInteractiveAuthentication yes\nPasswordAuthentication no\n"
+        f"AuthenticationMethods publickey,{interactive},{interactive}"
+    )
+    path = config(password, tmp_path / "c", f"IdentityFile {password.key_path}", "IdentityAgent none")
+    person = Answers(PASSWORD, PASSWORD)
+
+    assert who(path, prompt=person) == password.user
+    assert [secret for _, secret in person.questions] == [True, True]
+
+
+class _Questions(paramiko.ServerInterface):  # type: ignore[misc] # paramiko is untyped
+    """A server that asks three things at once, one of which may be seen."""
+
+    def __init__(self) -> None:
+        self.answers: list[str] = []
+
+    def get_allowed_auths(self, _user: str) -> str:
+        return "keyboard-interactive"
+
+    def check_auth_interactive(self, _user: str, _kinds: str) -> paramiko.InteractiveQuery:
+        return paramiko.InteractiveQuery(
+            "Two factors", "Look at your token.", ("Name: ", True), ("PIN: ", False), ("Code: ", False)
+        )
+
+    def check_auth_interactive_response(self, responses: list[str]) -> int:
+        self.answers = list(responses)
+        good = self.answers == ["ada", "1234", "567890"]
+        return int(paramiko.AUTH_SUCCESSFUL if good else paramiko.AUTH_FAILED)
+
+
+def test_several_questions_at_once_are_put_one_by_one(tmp_path: Path) -> None:
+    """As servers with a PIN and a one-time code ask; sshd has no module here that does."""
+    key = paramiko.ECDSAKey.generate()
+    asking = _Questions()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def serve() -> None:
+            transport = paramiko.Transport(listener.accept()[0])
+            transport.add_server_key(key)
+            transport.start_server(server=asking)
+
+        serving = threading.Thread(target=serve)
+        serving.start()
+        (tmp_path / "known").write_text(f"[127.0.0.1]:{port} {key.get_name()} {key.get_base64()}\n")
+        (tmp_path / "c").write_text(
+            f"Host box\n  HostName 127.0.0.1\n  Port {port}\n  UserKnownHostsFile {tmp_path}/known\n"
+            "  IdentityFile none\n  IdentityAgent none\n"
+        )
+        person = Answers("ada", "1234", "567890")
+
+        open_link("box", ssh_config=tmp_path / "c", prompt=person).close()
+        serving.join()
+
+    assert [secret for _, secret in person.questions] == [False, True, True]
+    assert person.questions[0][0] == "Two factors\nLook at your token.\nName: "
+    assert asking.answers == ["ada", "1234", "567890"]
+
+
+# -- certificates and keys that stay unlocked -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def authority(server: SSHServer) -> Path:
+    """A key whose certificates the server trusts."""
+    path = keygen(server.folder / "authority")
+    shutil.copy(path.with_suffix(".pub"), server.public / "authority.pub")
+    server.restart(f"TrustedUserCAKeys {server.public}/authority.pub")
+    return path
+
+
+def certified(server: SSHServer, authority: Path, path: Path, kind: str) -> Path:
+    """Make a key whose only way in is the certificate beside it."""
+    key = keygen(path, kind=kind)
+    words = ["ssh-keygen", "-q", "-s", authority, "-I", "me", "-n", server.user, key.with_suffix(".pub")]
+    subprocess.run(words, check=True, capture_output=True)
+    return key
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "rsa", "ecdsa"])
+@pytest.mark.parametrize("way", ["beside", "named", "agent"])
+def test_a_certificate_gets_in(
+    server: SSHServer, authority: Path, tmp_path: Path, agent: str, *, kind: str, way: str
+) -> None:
+    key = certified(server, authority, tmp_path / "key", kind)
+    certificate = tmp_path / "key-cert.pub"
+    lines = [f"IdentityFile {key}", "IdentityAgent none"]
+    if way == "named":
+        certificate = certificate.rename(tmp_path / "elsewhere.pub")
+        lines = [f"CertificateFile {tmp_path}/none.pub", f"CertificateFile {certificate}", *lines]
+    if way == "agent":
+        add(agent, key)
+        lines = ["IdentityFile none", f"IdentityAgent {agent}"]
+
+    assert who(config(server, tmp_path / "c", *lines)) == server.user
+
+
+def test_a_certificate_that_the_server_does_not_trust_leaves_the_key_itself(
+    own: SSHServer, tmp_path: Path
+) -> None:
+    authority = keygen(tmp_path / "authority")
+    key = certified(own, authority, tmp_path / "key", "ed25519")
+    own.authorize(key.with_suffix(".pub"))
+
+    assert who(config(own, tmp_path / "c", f"IdentityFile {key}", "IdentityAgent none")) == own.user
+
+
+def test_a_certificate_that_is_none_is_named(server: SSHServer, tmp_path: Path) -> None:
+    (tmp_path / "junk.pub").write_text("junk")
+    wrong = keygen(tmp_path / "wrong")
+    path = config(
+        server,
+        tmp_path / "c",
+        f"CertificateFile {tmp_path}/junk.pub",
+        f"IdentityFile {wrong}",
+        "IdentityAgent none",
+    )
+
+    with pytest.raises(AuthenticationError, match=rf"certificate {tmp_path}/junk.pub \(which cannot be used"):
+        who(path)
+
+
+def test_a_key_stays_unlocked_for_connections_that_nobody_attends(server: SSHServer, tmp_path: Path) -> None:
+    key = keygen(tmp_path / "key", passphrase="open sesame")
+    server.authorize(key.with_suffix(".pub"))
+    path = config(server, tmp_path / "c", f"IdentityFile {key}", "IdentityAgent none")
+    assert who(path, prompt=Answers("open sesame")) == server.user
+
+    with unattended():
+        assert who(path) == server.user
+
+    subprocess.run(["ssh-keygen", "-q", "-p", "-P", "open sesame", "-N", "another", "-f", key], check=True)
+    with pytest.raises(AuthenticationError, match="needs a passphrase that was not given"):
+        who(path, prompt=SilentPrompt())  # another file is another key
