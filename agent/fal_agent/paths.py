@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
-__all__ = ["code_folder", "default_root", "socket_path"]
+__all__ = ["code_folder", "default_root", "local_folder", "run_folder", "socket_path", "state_folder"]
 
 _MAX_SOCKET_PATH = 100  # bytes; Linux allows 107
+_LOCAL_PLACES = ("/var/tmp", "/tmp", "/dev/shm")  # noqa: S108 - the folder made there is checked to be ours
+_NETWORKED = frozenset(
+    ("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "lustre", "gpfs", "ceph", "glusterfs", "beegfs", "panfs")
+)
+_LOCAL_FUSE = frozenset(("fuse.fuse-overlayfs", "fuse.mergerfs"))
 
 
 def default_root() -> Path:
@@ -24,11 +30,60 @@ def code_folder(root: Path, digest: str) -> Path:
     return root / "code" / digest
 
 
+def state_folder(root: Path) -> Path:
+    """Where this machine's agents keep what is theirs alone: sockets, locks, the journal.
+
+    That is the root, unless it is on a network file system. There, other machines may have the same root,
+    and their agents, the same locks; and many such file systems hold no sockets.
+    """
+    return local_folder() / _name_of(root) if is_networked(root) else root
+
+
+def run_folder(root: Path, digest: str) -> Path:
+    """Where the agent of a source digest has its lock and its log, and its socket if the path is short."""
+    return state_folder(root) / "run" / digest[:16]
+
+
 def socket_path(root: Path, digest: str) -> Path:
     """Where the agent of a source digest listens; beside the root's run folder if that path is too long."""
-    path = root / "run" / digest[:16] / "agent.sock"
+    path = run_folder(root, digest) / "agent.sock"
     if len(os.fsencode(path)) <= _MAX_SOCKET_PATH:
         return path
-    short = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/fal-notebook-{os.getuid()}")  # noqa: S108 - checked to be ours
-    folder = hashlib.sha256(os.fsencode(root)).hexdigest()[:8]  # another folder's agent is another one
-    return short / f"{digest[:16]}-{folder}.sock"
+    return local_folder() / f"{digest[:16]}-{_name_of(root)}.sock"  # another folder's agent is another one
+
+
+def local_folder() -> Path:
+    """A folder of this user on this machine's own disk; may not exist yet.
+
+    It does not depend on the environment, so that whoever looks for an agent looks where it is.
+    """
+    place = next((p for p in _LOCAL_PLACES if os.access(p, os.W_OK | os.X_OK)), _LOCAL_PLACES[0])
+    return Path(place, f"fal-notebook-{os.getuid()}")
+
+
+def is_networked(path: Path) -> bool:
+    """Whether a path, or what of it exists, is on a file system that other machines may have as well."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape")
+    except OSError:  # not Linux
+        return False
+    kind = _file_system(mounts, os.path.realpath(path))
+    return kind in _NETWORKED or (kind.startswith("fuse.") and kind not in _LOCAL_FUSE)
+
+
+def _file_system(mounts: str, path: str) -> str:
+    """The type of the file system that a path is on, by the text of mountinfo; "" if it does not say."""
+    longest, kind = "", ""
+    for line in mounts.splitlines():
+        before, found, after = line.partition(" - ")
+        if not found:
+            continue
+        point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), before.split(" ")[4])
+        folder = point if point.endswith("/") else point + "/"
+        if (path + "/").startswith(folder) and len(point) >= len(longest):  # a later one covers an earlier
+            longest, kind = point, after.split(" ")[0]
+    return kind
+
+
+def _name_of(root: Path) -> str:
+    return hashlib.sha256(os.fsencode(root)).hexdigest()[:8]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import platform
 import re
 import shutil
 import stat
@@ -298,13 +299,13 @@ class BlobStore:
         left += [path for path in self.root.iterdir() if path.is_file() and not _NAME.fullmatch(path.name)]
         for path in left:
             with contextlib.suppress(FileNotFoundError):  # adopted meanwhile
-                if path.lstat().st_mtime < long_ago and path.name != ".boot":
+                if path.lstat().st_mtime < long_ago and not path.name.startswith(".boot"):
                     path.unlink()
 
     def _forget_unsynced(self) -> None:
         """After the machine started anew, drop the blobs that may not have reached the disk."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(self.root / ".boot", flags, 0o600)
+        fd = os.open(self.root / f".boot-{platform.node()}", flags, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             this_boot = boot_id().encode()

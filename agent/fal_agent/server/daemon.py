@@ -13,17 +13,19 @@ import gc
 import logging
 import os
 import platform
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent.errors import FalServerlessError
-from fal_agent.paths import socket_path
+from fal_agent.paths import run_folder, socket_path, state_folder
 from fal_agent.server.blobs import BlobStore
 from fal_agent.server.datafolder import DataFolder
 from fal_agent.server.devices import Devices
@@ -84,9 +86,8 @@ def start(root: Path, digest: str, settings: AgentSettings, *, timeout: float = 
     Raises:
         FalServerlessError: it did not come up; the message holds the end of its log.
     """
-    path = socket_path(root, digest)
-    run = root / "run" / digest[:16]
-    for folder in (root, root / "run", run, path.parent):
+    path, run, state = socket_path(root, digest), run_folder(root, digest), state_folder(root)
+    for folder in (root, *(() if state == root else (state.parent, state)), run.parent, run, path.parent):
         _make_private(folder)
     deadline = time.monotonic() + timeout
     process: Optional[subprocess.Popen[bytes]] = None
@@ -133,13 +134,14 @@ def serve(root: Path, digest: str, settings: AgentSettings) -> int:
     """Be the agent until idle or told to end; at once if there is one already. Gives the exit status."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     os.umask(0o077)
-    run = root / "run" / digest[:16]
+    run = run_folder(root, digest)
     with _lock(run / "agent.lock") as locked:
         if not locked:
             return 0
         path = socket_path(root, digest)
         with contextlib.suppress(FileNotFoundError):
             path.unlink()  # of an agent that was killed; we hold the lock, so nobody listens there
+        _provide_temporary_folder(run / "tmp")
         try:
             asyncio.run(_Agent(root, digest, settings).run(path))
         finally:
@@ -153,8 +155,9 @@ class _Agent:
 
     def __init__(self, root: Path, digest: str, settings: AgentSettings) -> None:
         self._root, self._digest, self._settings = root, digest, settings
-        self._run_folder = root / "run" / digest[:16]
-        self._journal = Journal(root / "journal-1.sqlite3", on_error=_log.warning)
+        self._run_folder, state = run_folder(root, digest), state_folder(root)
+        self._locks = state / "locks"  # of this machine's GPUs
+        self._journal = Journal(state / "journal-1.sqlite3", on_error=_log.warning)
         self._blobs = BlobStore(root / "blobs")
         self._functions = FunctionStore()
         self._environments = EnvironmentCache(root, lambda: Uv.find(root))
@@ -210,7 +213,7 @@ class _Agent:
             code=Path(__file__).resolve().parents[2],
             log_folder=logs,
             slots=max(2, self._facts.cores),
-            devices=Devices(GpuLender(locks=self._root / "locks")),
+            devices=Devices(GpuLender(locks=self._locks)),
             reaper=self._reaper,
             make_worker=make_worker,
             is_connected=lambda client: self._service.is_connected(client),  # noqa: PLW0108 - made later
@@ -309,6 +312,16 @@ def _lock(path: Path) -> Iterator[bool]:
         yield True
     finally:
         os.close(fd)
+
+
+def _provide_temporary_folder(folder: Path) -> None:
+    """Where the machine has no folder for temporary files that can be written, have one of our own."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        shutil.rmtree(folder, ignore_errors=True)  # what an agent before left
+        folder.mkdir(mode=0o700)
+        os.environ["TMPDIR"] = str(folder)  # for this process, and for uv and the workers it starts
 
 
 def _make_private(folder: Path) -> None:
