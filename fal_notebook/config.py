@@ -8,6 +8,7 @@ its owner alone. A host need not be in it: every name that ssh understands is on
     [hosts.gpu-box]
     ssh = "me@gpu.example.org:22"  # or an alias of ~/.ssh/config; default: the table's name
     labels = ["lab", "h100"]       # matched against machine_type= and regions=
+    link = "openssh"               # connect by the ssh program; default: by paramiko, if it can
     keep_alive = 600               # seconds that an idle worker lives
     files_gb = 20                  # of files that apps gave away are kept, and one that nobody
     files_days = 30                # fetches for so long; both hold for the agent that starts next
@@ -47,7 +48,7 @@ __all__ = [
 ]
 
 LOCAL_NAMES = ("local", "inline")  # hosts that need no connection
-LINKS = ("paramiko",)
+LINKS = ("paramiko", "openssh")
 
 _LOCK_TIMEOUT = 5.0  # seconds to wait for another process that writes the file
 _INCLUDE_DEPTH = 16  # as OpenSSH
@@ -62,7 +63,7 @@ class HostSettings:
         name: how the notebook calls the host.
         ssh: what ssh is told: an alias or "user@host:port"; None for `local` and `inline`.
         labels: what the host carries, for `machine_type=` and `regions=`.
-        link: what carries the connection; "paramiko".
+        link: what carries the connection: "paramiko" or "openssh"; None: paramiko if it can.
         python: path of the Python on the host that runs the agent.
         root: folder on the host for everything that fal_notebook keeps there.
         lease: seconds that a run may go on without any client.
@@ -75,7 +76,7 @@ class HostSettings:
     name: str
     ssh: str | None = None
     labels: tuple[str, ...] = ()
-    link: str = "paramiko"
+    link: str | None = None
     python: str | None = None
     root: str | None = None
     lease: float | None = None

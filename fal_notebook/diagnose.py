@@ -114,12 +114,12 @@ def examine(host_name: str, *, timeout: float = 30.0) -> Iterator[Check]:
 
 
 def _examine_ssh(name: str, settings: config.HostSettings, timeout: float) -> Iterator[Check]:
-    from fal_notebook.hosts.paramiko_link import open_link
+    from fal_notebook.hosts.links import open_link
 
     address = settings.ssh or name
     began = time.monotonic()
     try:
-        link = open_link(address, timeout=timeout)
+        link = open_link(address, by=settings.link, timeout=timeout)
     except FalServerlessError as error:
         yield _refused(address, error)
         return

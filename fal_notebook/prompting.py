@@ -27,6 +27,9 @@ class Prompt(Protocol):
     def confirm(self, text: str) -> bool:
         """Ask a yes-or-no question; False if nobody answers."""
 
+    def tell(self, text: str) -> None:
+        """Say something that needs no answer."""
+
 
 class SilentPrompt:
     """Nobody is there to answer."""
@@ -38,6 +41,9 @@ class SilentPrompt:
     def confirm(self, text: str) -> bool:  # noqa: ARG002 - nobody hears the question
         """Answer no."""
         return False
+
+    def tell(self, text: str) -> None:
+        """Say nothing, since nobody listens."""
 
 
 class ConsolePrompt:
@@ -68,6 +74,11 @@ class ConsolePrompt:
                 return True
             question = "Please type yes or no: "
         return False
+
+    def tell(self, text: str) -> None:
+        """Write a line where errors are written."""
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
 
 _here = threading.local()

@@ -84,6 +84,7 @@ def test_every_setting_is_read(folder: Path) -> None:
     assert settings.names == ["gpu-box", "other.box", "local"]
     assert settings.host("gpu-box") == HostSettings(
         name="gpu-box",
+        link="paramiko",
         ssh="me@gpu.example.org:2222",
         labels=("lab", "h100"),
         python="/usr/bin/python3.12",
@@ -181,7 +182,7 @@ def test_an_unchanged_file_is_read_once(folder: Path, monkeypatch: pytest.Monkey
         ("[hosts.a]\nkeep_alive = true", "'keep_alive' must be a number of seconds, 0 or more, not True"),
         ('[hosts.a]\nlabels = "x"', "'labels' must be a list of strings, not 'x'"),
         ("[hosts.a]\nlabels = [1]", "'labels' must be a list of strings, not [1]"),
-        ('[hosts.a]\nlink = "telnet"', "'link' must be one of 'paramiko', not 'telnet'"),
+        ('[hosts.a]\nlink = "telnet"', "'link' must be one of 'paramiko', 'openssh', not 'telnet'"),
         ('[hosts.a]\nssh = "-oX"', "'ssh' must be an alias of ~/.ssh/config"),
         ('[hosts.a]\nssh = "ssh box"', "'ssh' must be an alias of ~/.ssh/config"),
         ('[hosts.a]\nroot = "scratch"', "'root' must be a folder on the host, from / or ~/, not 'scratch'"),

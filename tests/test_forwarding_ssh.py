@@ -16,10 +16,13 @@ from support.waiting import until
 from support.web_backend import PIECE, Backend
 
 from fal_notebook.forwarding import Forwarder
-from fal_notebook.hosts.paramiko_link import ParamikoLink, open_link
+from fal_notebook.hosts.paramiko_link import open_link
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from fal_notebook.hosts.ssh_link import SSHLink
+
 
 SIZE = 20  # MiB
 DIALER = """
@@ -55,14 +58,14 @@ def backend(server: SSHServer) -> Iterator[Backend]:
 
 
 @pytest.fixture
-def link(server: SSHServer) -> Iterator[ParamikoLink]:
+def link(server: SSHServer) -> Iterator[SSHLink]:
     with open_link("gpu-box", ssh_config=server.config_path) as opened:
         opened.dial_command = f"exec /usr/bin/python3 {server.public}/dial.py {{socket}}"
         yield opened
 
 
 @pytest.fixture
-def forwarder(link: ParamikoLink, backend: Backend) -> Iterator[Forwarder]:
+def forwarder(link: SSHLink, backend: Backend) -> Iterator[Forwarder]:
     with Forwarder(lambda: link.dial(backend.path), name="the app") as running:
         yield running
 
@@ -111,7 +114,7 @@ def test_a_client_that_goes_away_is_noticed_by_the_app(forwarder: Forwarder, bac
     until(lambda: forwarder.connections == 0)
 
 
-def test_an_app_that_is_not_there_is_an_answer(link: ParamikoLink) -> None:
+def test_an_app_that_is_not_there_is_an_answer(link: SSHLink) -> None:
     with Forwarder(lambda: link.dial("/nowhere/app.sock"), name="the app") as forwarder:
         answer = httpx.get(forwarder.url, timeout=20)
 

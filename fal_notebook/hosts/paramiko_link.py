@@ -1,4 +1,4 @@
-"""The link to a machine over SSH: dial its Unix sockets, run commands, put files there.
+"""Links that paramiko carries.
 
 Runs in the notebook. With the `ssh_*` modules beside it this is the only code that knows paramiko; import
 it on first use, because paramiko is slow to import.
@@ -6,63 +6,29 @@ it on first use, because paramiko is slow to import.
 
 from __future__ import annotations
 
-import contextlib
-import secrets
-import shlex
-import string
-import threading
-import time
 from typing import TYPE_CHECKING
 
-from fal_agent.errors import HostError, LinkLostError
-from fal_notebook.hosts.base import CompletedCommand
-from fal_notebook.hosts.ssh_config import config_files
+from fal_notebook.hosts.ssh_config_files import config_files
 from fal_notebook.hosts.ssh_connect import connect
-from fal_notebook.hosts.ssh_stream import ChannelRefused
+from fal_notebook.hosts.ssh_link import SSHLink
 from fal_notebook.prompting import default_prompt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-    from fal_agent.framing import Buffer
-    from fal_notebook.hosts.base import ByteStream
-    from fal_notebook.hosts.ssh_connect import Connection
-    from fal_notebook.hosts.ssh_stream import Stream
     from fal_notebook.prompting import Prompt
 
-__all__ = ["ParamikoLink", "open_link"]
-
-READ_SIZE = 1 << 18
-MAX_OUTPUT = 64 << 20  # bytes that a command may print
-MAX_NOISE = 1 << 20  # bytes that start-up files may print
-OPEN_TIMEOUT = 30.0  # seconds for the server to open a channel or start a shell
-LINGER = 0.5  # seconds to wait for more output after a command has ended
-SLOWEST_UPLOAD = 20_000  # bytes per second
-PROHIBITED = 1
-_FULL_QUEUE_PAUSES = (0.02, 0.1)  # seconds
-_FREEING_SECONDS = 2.0  # after a session's end in which the server may still count it
-PLAIN = frozenset(string.ascii_letters + string.digits + " _-./=:,@+")
-
-_UPLOAD = """
-set -e
-umask 077
-path={path}
-folder=$(dirname "$path")
-[ -d "$folder" ] || mkdir -p "$folder"
-part="$path.{token}.part"
-trap 'rm -f "$part"' EXIT
-trap '' PIPE
-cat > "$part"
-[ $(wc -c < "$part") -eq {size} ] || {{ echo "only a part of it arrived" >&2; exit 1; }}
-chmod {mode:o} "$part"
-mv -f "$part" "$path"
-"""
+__all__ = ["open_link"]
 
 
 def open_link(
-    name: str, *, prompt: Prompt | None = None, ssh_config: Path | None = None, timeout: float = 15.0
-) -> ParamikoLink:
+    name: str,
+    *,
+    prompt: Prompt | None = None,
+    ssh_config: Path | None = None,
+    timeout: float = 15.0,
+    alone: bool = True,
+) -> SSHLink:
     """Connect to a machine that answers to `ssh NAME`.
 
     Args:
@@ -72,6 +38,7 @@ def open_link(
         ssh_config: the configuration to read instead of the user's and the system's; also named by
             `$FAL_SSH_CONFIG`.
         timeout: seconds for the connection to be made, and for the server to greet.
+        alone: do what can be done; else what only OpenSSH can do is a NeedsOpenSSHError.
 
     Raises:
         HostUnreachableError: no SSH server could be reached.
@@ -79,345 +46,5 @@ def open_link(
         AuthenticationError: the server did not let the user in.
         ConfigurationError: the configuration cannot be read or understood.
     """
-    return ParamikoLink(connect(name, prompt or default_prompt(), config_files(ssh_config), timeout=timeout))
-
-
-class ParamikoLink:
-    """An SSH connection; every method may be called from any thread.
-
-    Attributes:
-        name: the machine as the user typed it.
-        dial_command: a shell command that joins its standard input and output to a Unix socket and fails
-            if it cannot; for servers that forbid forwarding to sockets. "{socket}" in it stands for the
-            socket's path.
-    """
-
-    def __init__(self, connection: Connection) -> None:
-        """Take over a connection."""
-        self.name = connection.target.name
-        self.dial_command: str | None = None
-        self._label = connection.target.label
-        self._connection = connection
-        self._transport = connection.transport
-        self._by_command = False  # the server forbids forwarding to sockets
-        self._by_channel = False  # it is known to allow it
-        self._prompt_replies = False
-        self._sessions = 0  # open now
-        self._sessions_ended = 0  # since the beginning
-        self._ended_at = 0.0  # when the last one did
-        self._asking = 0  # for a session, now
-        self._session_changed = threading.Condition()
-
-    def __enter__(self) -> ParamikoLink:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the connection stands, as far as is known."""
-        return bool(self._transport.is_active())
-
-    def dial(self, socket_path: str) -> ByteStream:
-        """Connect to a Unix socket of the machine, by its absolute path.
-
-        Raises:
-            LinkLostError: the connection broke.
-            ConnectionRefusedError: nothing listens there. Where only `dial_command` works, the stream's
-                `recv` may be what raises it.
-            HostError: the server forbids it, and there is no `dial_command`.
-        """
-        if not self._prompt_replies:
-            self.run(":")  # a server sends small packets without delay only once it has run something
-        if self._by_command:
-            return self._dial_by_command(socket_path)
-        with self._lost_is_said():
-            try:
-                stream = self._transport.open_unix(socket_path, timeout=OPEN_TIMEOUT)
-            except ChannelRefused as refusal:
-                answer = refusal
-            else:
-                self._by_channel = True
-                return stream
-        if self._by_channel and (again := self._open_again(socket_path)) is not None:
-            return again
-        if self.dial_command is None or self._by_channel:
-            if answer.reason == PROHIBITED:
-                raise HostError(f"{self._label}: the server forbids connections to sockets ({answer.text})")
-            raise ConnectionRefusedError(f"{self._label}: nothing listens at {socket_path}")
-        # OpenSSH gives one answer to "forbidden" and to "nobody listens": ask on the machine itself.
-        if self.run(self._dial_script(socket_path), timeout=OPEN_TIMEOUT).status != 0:
-            raise ConnectionRefusedError(f"{self._label}: nothing listens at {socket_path}")
-        with self._lost_is_said():
-            try:
-                return self._transport.open_unix(socket_path, timeout=OPEN_TIMEOUT)
-            except ChannelRefused:
-                self._by_command = True
-        return self._dial_by_command(socket_path)
-
-    def run(self, command: str, *, stdin: Buffer = b"", timeout: float = 60.0) -> CompletedCommand:
-        """Run a POSIX shell script on the machine, whatever the user's login shell is.
-
-        Args:
-            command: the script, at most some 20 kB.
-            stdin: what it reads.
-            timeout: seconds it may take; it is hung up on then, and may go on running.
-
-        Raises:
-            LinkLostError: the connection broke.
-            HostError: it did not end in time, printed more than 64 MB, or no shell could be had.
-        """
-        deadline = time.monotonic() + timeout
-        token = secrets.token_hex(8)
-        with self._lost_is_said(), self._session(deadline) as stream:
-            stream.execute(_shell_line(command, token))
-            feeder = threading.Thread(target=_feed, args=(stream, stdin), name="fal-ssh-stdin", daemon=True)
-            feeder.start()
-            try:
-                output = _read_all(stream, deadline)
-            except TimeoutError:
-                raise HostError(
-                    f"{self._label}: a command did not end within {timeout:g} s: {_shortened(command)}. "
-                    "The machine may be overloaded; try again"
-                ) from None
-            except OverflowError:
-                raise HostError(
-                    f"{self._label}: a command printed more than {MAX_OUTPUT >> 20} MB: {_shortened(command)}"
-                ) from None
-            stream.wait_until_gone(LINGER)
-            status, errors = stream.exit_status, stream.standard_error
-        self._prompt_replies = True
-        mark = token.encode()
-        found, stdout = _after(mark, output)
-        if not found:
-            said = (output + b"\n" + errors).decode("utf-8", "replace").strip()[-500:]
-            raise HostError(
-                f"{self._label}: the user's login shell there runs no commands; it said: "
-                f"{said or 'nothing'}. Ask the machine's administrator for a shell"
-            )
-        return CompletedCommand(-1 if status is None else status, stdout, _after(mark, errors)[1])
-
-    def upload(self, path: str, data: Buffer, *, mode: int = 0o600) -> None:
-        """Put a file on the machine; it appears whole or not at all. Parent folders are made (0700).
-
-        Args:
-            path: absolute, or beginning with "~/".
-            data: the whole of it.
-            mode: its permissions.
-
-        Raises:
-            LinkLostError: the connection broke; nothing has appeared.
-            HostError: it could not be written.
-        """
-        place = '"$HOME"/' + shlex.quote(path[2:]) if path.startswith("~/") else shlex.quote(path)
-        size = memoryview(data).nbytes
-        script = _UPLOAD.format(path=place, token=secrets.token_hex(4), size=size, mode=mode)
-        done = self.run(script, stdin=data, timeout=60.0 + size / SLOWEST_UPLOAD)
-        if done.status != 0:
-            said = done.stderr.decode("utf-8", "replace").strip()[-500:]
-            raise HostError(f"{self._label}: {path} could not be written there: {said or 'no reason given'}")
-
-    def close(self) -> None:
-        """Close the connection and everything dialled through it."""
-        self._connection.close()
-
-    # -- inside ---------------------------------------------------------------------------------------
-
-    def _open_again(self, socket_path: str) -> Stream | None:
-        """Try again: a listener whose queue is full refuses for a moment; None if it goes on refusing."""
-        for pause in _FULL_QUEUE_PAUSES:
-            time.sleep(pause)
-            with self._lost_is_said(), contextlib.suppress(ChannelRefused):
-                return self._transport.open_unix(socket_path, timeout=OPEN_TIMEOUT)
-        return None
-
-    def _dial_script(self, socket_path: str) -> str:
-        return (self.dial_command or "").replace("{socket}", shlex.quote(socket_path))
-
-    def _dial_by_command(self, socket_path: str) -> ByteStream:
-        token = secrets.token_hex(8)
-        deadline = time.monotonic() + OPEN_TIMEOUT
-        with self._lost_is_said():
-            stream = self._open_session(deadline)
-            try:
-                stream.execute(_shell_line(self._dial_script(socket_path), token))
-                rest = _read_past(stream, token.encode(), deadline)
-            except TimeoutError as error:
-                self._close_session(stream)
-                raise HostError(f"{self._label}: no shell started within {OPEN_TIMEOUT:g} s") from error
-            except BaseException:
-                self._close_session(stream)
-                raise
-        return _CommandStream(self, stream, rest)
-
-    @contextlib.contextmanager
-    def _session(self, deadline: float) -> Iterator[Stream]:
-        stream = self._open_session(deadline)
-        try:
-            yield stream
-        finally:
-            self._close_session(stream)
-
-    def _open_session(self, deadline: float) -> Stream:
-        """Open a session, waiting for another to end if the server allows no more of them at once."""
-        while True:
-            ended = self._sessions_ended
-            stream = self._try_session()
-            if stream is not None:
-                return stream
-            with self._session_changed:
-                while self._sessions_ended == ended and (self._sessions or self._asking):
-                    if not self._session_changed.wait(deadline - time.monotonic()):
-                        break
-                if time.monotonic() - self._ended_at < _FREEING_SECONDS and time.monotonic() < deadline:
-                    self._session_changed.wait(0.02)
-                elif self._sessions_ended == ended:
-                    raise HostError(
-                        f"{self._label}: the server opens no further session ({self._sessions} are open). "
-                        "Ask for a higher MaxSessions there, or for a user that may run commands"
-                    )
-
-    def _try_session(self) -> Stream | None:
-        stream = None
-        with self._session_changed:
-            self._asking += 1
-        try:
-            stream = self._transport.open_stream("session", timeout=OPEN_TIMEOUT)
-        except ChannelRefused:
-            return None
-        finally:
-            with self._session_changed:
-                self._asking -= 1
-                self._sessions += stream is not None
-                self._session_changed.notify_all()
-        return stream
-
-    def _close_session(self, stream: Stream) -> None:
-        stream.close()
-        with self._session_changed:
-            self._sessions -= 1
-            self._sessions_ended += 1
-            self._ended_at = time.monotonic()
-            self._session_changed.notify_all()
-
-    @contextlib.contextmanager
-    def _lost_is_said(self) -> Iterator[None]:
-        """Raise what a broken connection does to streams as what it is."""
-        try:
-            yield
-        except ConnectionRefusedError:
-            raise
-        except TimeoutError as error:
-            raise HostError(f"{self._label}: {error}. The machine may be overloaded; try again") from error
-        except OSError as error:
-            self.close()
-            raise LinkLostError(
-                f"{self._label}: {self._transport.why_lost()}. Connect again; what was started there goes on"
-            ) from error
-
-
-class _CommandStream:
-    """A stream through a command that joins itself to a socket."""
-
-    def __init__(self, link: ParamikoLink, stream: Stream, rest: bytes) -> None:
-        self._link, self._stream, self._rest = link, stream, rest
-        self._heard = False
-        self._closed = False
-
-    def sendall(self, data: Buffer, /) -> None:
-        self._stream.sendall(data)
-
-    def recv(self, size: int, /) -> bytes:
-        if self._rest:
-            data, self._rest = self._rest[:size], self._rest[size:]
-        else:
-            data = self._stream.recv(size)
-        if not data and not self._heard:
-            self._stream.wait_until_gone(LINGER)
-            if self._stream.exit_status not in (0, None):
-                said = self._stream.standard_error.decode("utf-8", "replace").strip()[-300:]
-                raise ConnectionRefusedError(said)
-        self._heard = True
-        return data
-
-    def end_input(self) -> None:
-        self._stream.end_input()
-
-    def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._link._close_session(self._stream)  # noqa: SLF001 - one module, one thing
-
-
-def _shell_line(script: str, token: str) -> str:
-    """Write `script` as a line that means the same to every login shell.
-
-    It begins by printing `token` on both outputs, so that what start-up files print can be told apart.
-    Only letters, digits and a few signs stand for themselves; no shell finds anything in there to expand.
-    """
-    script = f"printf '{token}\\n'; printf '{token}\\n' >&2\n{script}"
-    if "\0" in script:
-        raise ValueError("a shell script cannot hold a NUL character")
-    coded = "".join(
-        c if c in PLAIN else "".join(f"\\0{byte:03o}" for byte in c.encode("utf-8", "surrogateescape"))
-        for c in script
-    )
-    return f"""exec /bin/sh -c 'eval "$(printf %b "{coded}")"'"""
-
-
-def _feed(stream: Stream, data: Buffer) -> None:
-    try:
-        if len(data):
-            stream.sendall(data)
-        stream.end_input()
-    except OSError:
-        return  # the command ended without reading it all; its exit status tells
-
-
-def _read_all(stream: Stream, deadline: float) -> bytes:
-    pieces: list[bytes] = []
-    size = 0
-    while size <= MAX_OUTPUT:
-        left = deadline - time.monotonic()
-        # A process that the command left behind may hold its output open for ever.
-        ended = stream.exit_status is not None
-        try:
-            data = stream.recv(READ_SIZE, timeout=LINGER if ended else max(min(left, LINGER), 0.0))
-        except TimeoutError:
-            if ended:
-                return b"".join(pieces)
-            if left <= 0:
-                raise
-            continue
-        if not data:
-            return b"".join(pieces)
-        pieces.append(data)
-        size += len(data)
-    raise OverflowError
-
-
-def _read_past(stream: Stream, mark: bytes, deadline: float) -> bytes:
-    """Read until after the line that is `mark`; gives what came with it beyond."""
-    output = b""
-    while len(output) <= MAX_NOISE:
-        data = stream.recv(READ_SIZE, timeout=max(deadline - time.monotonic(), 0.0))
-        output += data
-        found, rest = _after(mark, output)
-        if found:
-            return rest
-        if not data:
-            break
-    said = (output + stream.standard_error).decode("utf-8", "replace").strip()[-300:]
-    raise ConnectionRefusedError(f"the login shell ran no command; it said: {said or 'nothing'}")
-
-
-def _after(mark: bytes, output: bytes) -> tuple[bool, bytes]:
-    """Cut off everything up to the line `mark`; gives whether it was there, and the rest."""
-    _, found, rest = output.partition(mark + b"\n")
-    return bool(found), rest if found else output
-
-
-def _shortened(command: str) -> str:
-    line = command.strip().partition("\n")[0]
-    return line if len(line) <= 80 else line[:77] + "..."  # noqa: PLR2004 - about a line
+    files = config_files(ssh_config)
+    return SSHLink(connect(name, prompt or default_prompt(), files, timeout=timeout, alone=alone))

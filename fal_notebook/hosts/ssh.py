@@ -20,7 +20,7 @@ from fal_notebook.hosts.uv_binary import uv_for
 
 if TYPE_CHECKING:
     from fal_notebook.config import HostSettings
-    from fal_notebook.hosts.paramiko_link import ParamikoLink
+    from fal_notebook.hosts.ssh_link import SSHLink
 
 __all__ = ["SSHHost"]
 
@@ -77,22 +77,22 @@ class SSHHost(AgentHost):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        self._link: ParamikoLink | None = None
+        self._link: SSHLink | None = None
         self._link_lock = threading.Lock()
 
     @property
-    def link(self) -> ParamikoLink:
+    def link(self) -> SSHLink:
         """The SSH connection, made anew if there is none that works.
 
         Raises:
             HostError: the machine cannot be reached, or refuses.
         """
-        from fal_notebook.hosts.paramiko_link import open_link
+        from fal_notebook.hosts.links import open_link
 
         with self._link_lock:
             if self._link is None or not self._link.is_alive:
                 settings = config.load().host(self.name)
-                self._link = open_link(settings.ssh or self.name)
+                self._link = open_link(settings.ssh or self.name, by=settings.link)
             return self._link
 
     def close(self) -> None:
@@ -118,7 +118,7 @@ class SSHHost(AgentHost):
         link.close()
         return self._connect_over(self.link)
 
-    def _connect_over(self, link: ParamikoLink) -> AgentClient:
+    def _connect_over(self, link: SSHLink) -> AgentClient:
         settings = config.load().host(self.name)
         archive = source_archive()
         facts = self._probe(link, settings.root or "~/.fal_notebook", settings.python, archive.digest)
@@ -139,7 +139,7 @@ class SSHHost(AgentHost):
         stream = link.dial(socket_path)
         return AgentClient(stream, host_name=self.name, part_size=_PART_SIZE, dial=link.dial, heartbeat=True)
 
-    def _probe(self, link: ParamikoLink, root: str, python: str | None, digest: str) -> dict[str, str]:
+    def _probe(self, link: SSHLink, root: str, python: str | None, digest: str) -> dict[str, str]:
         quoted_root = shlex.quote(root)
         script = _PROBE.format(root=quoted_root, python=shlex.quote(python) if python else "", digest=digest)
         done = link.run(script, timeout=_COMMAND_TIMEOUT)
@@ -151,7 +151,7 @@ class SSHHost(AgentHost):
                 f"{self.name!r} could not be looked at; its shell said:\n{text}"
             ) from None
 
-    def _bring_code(self, link: ParamikoLink, python: str, code: str, data: bytes) -> None:
+    def _bring_code(self, link: SSHLink, python: str, code: str, data: bytes) -> None:
         archive = f"{code}.zip"
         link.upload(archive, data)
         done = link.run(
@@ -163,9 +163,7 @@ class SSHHost(AgentHost):
             text = done.stderr.decode("utf-8", "replace").strip()[-1000:]
             raise HostUnreachableError(f"the agent's sources could not be put on {self.name!r}:\n{text}")
 
-    def _start_agent(
-        self, link: ParamikoLink, agent: str, root: str, digest: str, settings: HostSettings
-    ) -> str:
+    def _start_agent(self, link: SSHLink, agent: str, root: str, digest: str, settings: HostSettings) -> str:
         words = ["start", "--root", root, "--digest", digest, *agent_options(settings)]
         done = link.run(f"{agent} {shlex.join(words)}", timeout=_COMMAND_TIMEOUT)
         return str(agent_answer(self.name, done.stdout, done.stderr)["socket"])

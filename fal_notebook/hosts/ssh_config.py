@@ -7,7 +7,6 @@ tokens; files that are included, options given in the name itself, and what the 
 from __future__ import annotations
 
 import getpass
-import glob
 import os
 import re
 import shlex
@@ -21,18 +20,12 @@ from paramiko.ssh_exception import ConfigParseError  # type: ignore[import-untyp
 
 from fal_agent.errors import ConfigurationError
 from fal_notebook.hosts.host_keys import lookup_name
+from fal_notebook.hosts.ssh_choice import reason_for_openssh
+from fal_notebook.hosts.ssh_config_files import LENT, SYSTEM_CONFIG, read_lines
 
-__all__ = ["Target", "config_files", "resolve"]
+__all__ = ["Target", "resolve", "ssh_words"]
 
-SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
-MAX_INCLUDES = 16  # levels, as OpenSSH has it
-DEFAULT_KEYS = ("id_rsa", "id_ecdsa", "id_ed25519")
-CRITERIA = frozenset({"all", "canonical", "final", "host", "originalhost", "user", "localuser", "exec"})
-NEVER = 'originalhost "!*"'
-SECTION = re.compile(r"\s*(host|match|include)(?:\s*=\s*|\s+)(.+?)\s*$", re.IGNORECASE)
-# paramiko keeps several values of few options: one of which nothing here makes use lends its name.
-SEVERAL = re.compile(r"^(\s*)(remoteforward|certificatefile)(?=[\s=])", re.IGNORECASE)
-LENT = {"certificatefile": "remoteforward", "remoteforward": "x-remoteforward"}
+DEFAULT_KEYS = ("id_rsa", "id_ecdsa", "id_ed25519", "id_ecdsa_sk", "id_ed25519_sk")
 ADDRESS = re.compile(
     r"(?:ssh://)?(?:(?P<user>.+)@)?(?:\[(?P<bracketed>[^\]]+)\]|(?P<host>(?!-)[^:/@\s]+|[^:/@\s]*(?::[^:/@\s]*){2,}))"
     r"(?::(?P<port>\d+))?/?"
@@ -63,6 +56,8 @@ class Target:
     connect_timeout: float | None  # seconds
     batch: bool  # never ask anything
     methods: frozenset[str]  # authentication methods the configuration leaves
+    address_family: str  # "any", "inet" or "inet6"
+    openssh_reason: str  # what of all this paramiko cannot do; "" if nothing
     ssh_command: str  # what to type in a terminal instead
 
     @property
@@ -100,24 +95,6 @@ class _Config(paramiko.SSHConfig):  # type: ignore[misc] # paramiko is untyped
         return bool(match_list)
 
 
-def config_files(path: Path | None = None) -> list[Path]:
-    """Name the configuration files in the order that `ssh` reads them.
-
-    Args:
-        path: read this one alone; `$FAL_SSH_CONFIG` says the same.
-
-    Raises:
-        ConfigurationError: that file does not exist.
-    """
-    named = path or (Path(os.environ["FAL_SSH_CONFIG"]) if os.environ.get("FAL_SSH_CONFIG") else None)
-    if named is None:
-        return [f for f in (Path("~/.ssh/config").expanduser(), SYSTEM_CONFIG) if f.is_file()]
-    named = named.expanduser()
-    if not named.is_file():
-        raise ConfigurationError(f"the SSH configuration {named} does not exist")
-    return [named]
-
-
 def resolve(
     name: str, files: list[Path], *, via: tuple[str, ...] | None = None, label: str | None = None
 ) -> Target:
@@ -132,16 +109,14 @@ def resolve(
     Raises:
         ConfigurationError: the name or the configuration cannot be understood.
     """
-    match = ADDRESS.fullmatch(name.strip())
-    if match is None:
-        raise ConfigurationError(f"{name!r} is no machine's name: write an alias, a host or user@host:port")
+    match = _address(name)
     alias = match["bracketed"] or match["host"]
     given = [f"User {match['user']}"] if match["user"] else []
     given += [f"Port {match['port']}"] if match["port"] else []
     lines = ["Host *", *given]
     try:
         for file in files:
-            lines += ["Host *", *_lines(file, file.parent, None, 0)]
+            lines += ["Host *", *read_lines(file, file.parent, None, 0)]
         options = _Config.from_text("\n".join(lines)).lookup(alias)
         return _target(name, label or repr(name), alias, options, files=files, via=via)
     except (ConfigParseError, ValueError) as error:
@@ -176,13 +151,14 @@ def _target(
     )
     jumps, command = _way(options) if via is None else (via, None)
     own_file = f"-F {shlex.quote(str(files[0]))} " if files and _is_own(files[0]) else ""
+    identity_files = tuple(Path(_expand(k, tokens)).expanduser() for k in keys if k.lower() != "none")
     return Target(
         name=name,
         label=label,
         hostname=hostname,
         port=port,
         user=user,
-        identity_files=tuple(Path(_expand(k, tokens)).expanduser() for k in keys if k.lower() != "none"),
+        identity_files=identity_files,
         identities_given=bool(given),
         certificate_files=tuple(
             Path(_expand(str(f), tokens)).expanduser() for f in options.get(LENT["certificatefile"], [])
@@ -199,8 +175,30 @@ def _target(
         connect_timeout=float(options["connecttimeout"]) if "connecttimeout" in options else None,
         batch=_yes(options, "batchmode", default=False),
         methods=_methods(options),
+        address_family=str(options.get("addressfamily", "any")).lower(),
+        openssh_reason=reason_for_openssh(options, identity_files, keys_given=bool(given)),
         ssh_command=f"ssh {own_file}{_as_ssh_takes_it(name)}",
     )
+
+
+def ssh_words(name: str, files: list[Path]) -> list[str]:
+    """Give the arguments by which `ssh` reaches `name`, reading the same configuration.
+
+    Raises:
+        ConfigurationError: the name cannot be understood.
+    """
+    match = _address(name)
+    own_file = ["-F", str(files[0])] if files and _is_own(files[0]) else []
+    port = ["-p", match["port"]] if match["port"] else []
+    user = ["-l", match["user"]] if match["user"] else []
+    return [*own_file, *port, *user, match["bracketed"] or match["host"]]
+
+
+def _address(name: str) -> re.Match[str]:
+    match = ADDRESS.fullmatch(name.strip())
+    if match is None:
+        raise ConfigurationError(f"{name!r} is no machine's name: write an alias, a host or user@host:port")
+    return match
 
 
 def _is_own(file: Path) -> bool:
@@ -261,66 +259,3 @@ def _expand(value: str, tokens: dict[str, str]) -> str:
     """Replace the %-tokens that paramiko left, and ${VARIABLES}."""
     value = re.sub(r"%(.)", lambda m: "%" if m[1] == "%" else tokens.get(m[1], m[0]), value)
     return re.sub(r"\$\{(\w+)\}", lambda m: os.environ.get(m[1], m[0]), value)
-
-
-# -- Include ------------------------------------------------------------------------------------------
-
-
-def _lines(file: Path, base: Path, condition: str | None, depth: int) -> list[str]:
-    """Read `file` with what it includes, its sections narrowed to `condition` (the words of a Match)."""
-    if depth > MAX_INCLUDES:
-        raise ConfigurationError(f"{file}: the SSH configuration includes itself, or goes too deep")
-    try:
-        text = file.read_bytes().decode("utf-8", "surrogateescape")
-    except OSError as error:
-        raise ConfigurationError(f"the SSH configuration {file} cannot be read: {error.strerror}") from error
-    current = condition
-    lines = [f"Match {condition}"] if condition else []
-    for line in text.splitlines():
-        section = SECTION.match(line)
-        if section is None:
-            lines.append(SEVERAL.sub(lambda m: m[1] + LENT[m[2].lower()], line))
-        elif section[1].lower() == "include":
-            for path in _included(section[2], base):
-                lines += _lines(path, base, current, depth + 1)
-            lines.append(f"Match {current}" if current else "Host *")
-        else:
-            own = _criteria(section[1].lower(), section[2])
-            current = own if condition is None else _both(condition, own)
-            lines.append(f"Match {current}")
-    return lines
-
-
-def _criteria(keyword: str, value: str) -> str:
-    """Write a Host or Match line's value as the words of a Match line."""
-    words = shlex.split(value, comments=True)
-    if keyword == "host":
-        return f"originalhost {shlex.quote(','.join(words))}"
-    result: list[str] = []
-    while words:
-        word = words.pop(0)
-        kind = word.lower().removeprefix("!")
-        if kind not in CRITERIA:
-            return NEVER  # what is not understood must not apply
-        result.append(word.lower())
-        if kind not in {"all", "canonical", "final"} and words:
-            result.append(shlex.quote(words.pop(0)))
-    return " ".join(result)
-
-
-def _both(one: str, other: str) -> str:
-    """Write two conditions as one; `all` stands alone or not at all."""
-    parts = [part for part in (one, other) if part != "all"]
-    return " ".join(parts) or "all"
-
-
-def _included(value: str, base: Path) -> list[Path]:
-    found = []
-    for pattern in shlex.split(value, comments=True):
-        path = Path(pattern).expanduser()
-        if not path.is_absolute():
-            path = (
-                SYSTEM_CONFIG.parent if base == SYSTEM_CONFIG.parent else Path("~/.ssh").expanduser()
-            ) / path
-        found += [Path(p) for p in sorted(glob.glob(str(path))) if Path(p).is_file()]  # noqa: PTH207 - absolute
-    return found

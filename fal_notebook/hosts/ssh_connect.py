@@ -19,8 +19,8 @@ import paramiko  # type: ignore[import-untyped]
 from fal_agent.errors import ConfigurationError, HostError, HostUnreachableError
 from fal_notebook.hosts.host_keys import check_host_key, known_keys
 from fal_notebook.hosts.ssh_config import resolve
+from fal_notebook.hosts.ssh_link import ChannelRefused
 from fal_notebook.hosts.ssh_login import log_in
-from fal_notebook.hosts.ssh_stream import ChannelRefused
 from fal_notebook.hosts.ssh_transport import LinkTransport
 from fal_notebook.prompting import SilentPrompt
 
@@ -28,15 +28,30 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fal_notebook.hosts.ssh_config import Target
+    from fal_notebook.hosts.ssh_stream import Stream
     from fal_notebook.prompting import Prompt
 
-__all__ = ["Connection", "connect"]
+__all__ = ["Connection", "NeedsOpenSSHError", "connect"]
 
 MAX_JUMPS = 8
 HEARTBEAT = 5.0  # seconds
 UNACKNOWLEDGED = 20_000  # milliseconds that sent bytes may stay unacknowledged
 UNSENT = 128 << 10  # bytes the system may hold back; more would only make small calls wait behind large
 PROHIBITED = 1
+FAMILIES = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
+
+
+class NeedsOpenSSHError(Exception):
+    """The way to a machine asks for what only the OpenSSH program can do.
+
+    Attributes:
+        reason: what that is, as the end of a sentence.
+        otherwise: the error to raise where there is no such program.
+    """
+
+    def __init__(self, reason: str, otherwise: HostError | None = None) -> None:
+        super().__init__(reason, otherwise)
+        self.reason, self.otherwise = reason, otherwise
 
 
 @dataclass
@@ -47,6 +62,34 @@ class Connection:
     transport: LinkTransport
     carriers: list[Connection] = field(default_factory=list)
     proxy: subprocess.Popen[bytes] | None = None
+
+    @property
+    def name(self) -> str:
+        """The machine, as the user typed it."""
+        return self.target.name
+
+    @property
+    def label(self) -> str:
+        """How messages call the machine."""
+        return self.target.label
+
+    def is_active(self) -> bool:
+        """Whether it stands, as far as is known."""
+        return bool(self.transport.is_active())
+
+    def open_session(self, command: str, *, timeout: float) -> Stream:
+        """Run a line in the user's login shell; see `fal_notebook.hosts.ssh_link.Carrier`."""
+        stream = self.transport.open_stream("session", timeout=timeout)
+        stream.execute(command)
+        return stream
+
+    def open_unix(self, path: str, *, timeout: float) -> Stream:
+        """Connect to a Unix socket of the machine."""
+        return self.transport.open_unix(path, timeout=timeout)
+
+    def why_lost(self) -> str:
+        """Say in a few words how it ended."""
+        return self.transport.why_lost()
 
     def close(self) -> None:
         """End it, then what carried it."""
@@ -90,6 +133,7 @@ def connect(
     via: tuple[str, ...] | None = None,
     label: str | None = None,
     depth: int = 0,
+    alone: bool = False,
 ) -> Connection:
     """Connect to `name`, check its host key, log in.
 
@@ -101,19 +145,23 @@ def connect(
         via: jump hosts, instead of the configuration's.
         label: how messages call the machine.
         depth: how many jumps led here.
+        alone: do what can be done, even if it is not all that the configuration asks for.
 
     Raises:
         HostError: the subclass says whose fault it is.
         ConfigurationError: the configuration cannot be followed.
+        NeedsOpenSSHError: it can be followed by the OpenSSH program only.
     """
     target = resolve(name, files, via=via, label=label)
+    if target.openssh_reason and not alone:
+        raise NeedsOpenSSHError(target.openssh_reason)
     if depth > MAX_JUMPS:
         raise ConfigurationError(
             f"{target.label}: its ProxyJump leads through more than {MAX_JUMPS} machines, perhaps in a circle"
         )
     timeout = target.connect_timeout or timeout
     if target.jumps:
-        way = _by_jump(target, prompt, files, timeout, depth)
+        way = _by_jump(target, prompt, files, timeout, depth=depth, alone=alone)
     elif target.proxy_command:
         way = _by_command(target)
     else:
@@ -121,6 +169,11 @@ def connect(
     try:
         transport = _greet(target, way, timeout, SilentPrompt() if target.batch else prompt)
         log_in(transport, target, prompt)
+    except HostUnreachableError as error:
+        way.close()
+        if alone or not isinstance(error.__cause__, paramiko.IncompatiblePeer):
+            raise
+        raise NeedsOpenSSHError("the server has no method in common with paramiko", error) from error
     except BaseException:  # also when the person interrupts a prompt
         way.close()
         raise
@@ -133,7 +186,8 @@ def connect(
 def _by_tcp(target: Target, timeout: float) -> socket.socket:
     host, port = target.hostname, target.port
     try:
-        addresses = socket.getaddrinfo(host, port, socket.AF_UNSPEC, socket.SOCK_STREAM)
+        family = FAMILIES.get(target.address_family, socket.AF_UNSPEC)
+        addresses = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
         raise HostUnreachableError(
             f"{target.label}: the name {host!r} could not be looked up "
@@ -187,7 +241,9 @@ def _tune(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
-def _by_jump(target: Target, prompt: Prompt, files: list[Path], timeout: float, depth: int) -> _Way:
+def _by_jump(
+    target: Target, prompt: Prompt, files: list[Path], timeout: float, *, depth: int, alone: bool
+) -> _Way:
     *before, last = target.jumps
     label = f"{target.label}, at its jump host {last!r}"
     carrier = connect(
@@ -198,6 +254,7 @@ def _by_jump(target: Target, prompt: Prompt, files: list[Path], timeout: float, 
         via=tuple(before) or None,
         label=label,
         depth=depth + 1,
+        alone=alone,
     )
     try:
         sock = carrier.transport.open_tcp(target.hostname, target.port, timeout=timeout)

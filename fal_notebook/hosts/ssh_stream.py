@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fal_agent.framing import Buffer
+    from fal_notebook.hosts.ssh_link import ChannelRefused
 
-__all__ = ["ChannelRefused", "ChannelSocket", "Outlet", "Stream"]
+__all__ = ["ChannelSocket", "Outlet", "Stream"]
 
 DATA, EXTENDED_DATA, WINDOW_ADJUST = 94, 95, 93
 EOF, CLOSE, REQUEST, FAILURE = 96, 97, 98, 100
@@ -30,19 +31,6 @@ MAX_STDERR = 1 << 20  # bytes of standard error that are kept, the last ones
 ACKNOWLEDGE = 512 << 10  # bytes read after which the server hears of it, at the latest
 FIRST_WINDOW = 256 << 10  # bytes a server may send before we have read them
 WIDEST = 16 << 20  # the same for a stream that has been read quickly
-
-
-class ChannelRefused(Exception):  # noqa: N818 - an answer; the link makes an error of it
-    """The server would not open a channel.
-
-    Attributes:
-        reason: the server's number: 1 prohibited, 2 connect failed, 3 unknown kind, 4 short of resources.
-        text: the server's words.
-    """
-
-    def __init__(self, reason: int, text: str) -> None:
-        super().__init__(reason, text)
-        self.reason, self.text = reason, text
 
 
 class Outlet(Protocol):

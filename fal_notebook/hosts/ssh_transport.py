@@ -21,8 +21,9 @@ import paramiko  # type: ignore[import-untyped]
 from paramiko import common
 
 from fal_notebook.hosts.ssh_certificates import SUFFIX
+from fal_notebook.hosts.ssh_link import ChannelRefused
 from fal_notebook.hosts.ssh_packets import WatchfulPacketizer
-from fal_notebook.hosts.ssh_stream import FIRST_WINDOW, ChannelRefused, ChannelSocket, Stream
+from fal_notebook.hosts.ssh_stream import FIRST_WINDOW, ChannelSocket, Stream
 
 __all__ = ["LinkTransport"]
 

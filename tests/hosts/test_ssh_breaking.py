@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fal_agent.errors import LinkLostError
-from fal_notebook.hosts.paramiko_link import ParamikoLink, open_link
+from fal_notebook.hosts.links import open_link
 from tests.support.socket_server import count_bytes, echo, pour, socket_server
 from tests.support.sshd import SSHServer, start_sshd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from fal_notebook.hosts.ssh_link import SSHLink
+
 
 DIALER = """
 import os, socket, sys, threading
@@ -42,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SSHServer]:
 
 
 @pytest.fixture
-def link(server: SSHServer) -> Iterator[ParamikoLink]:
+def link(server: SSHServer) -> Iterator[SSHLink]:
     with open_link("gpu-box", ssh_config=server.config_path) as opened:
         yield opened
 
@@ -61,6 +64,12 @@ def own(tmp_path: Path) -> Iterator[SSHServer]:
         yield running
 
 
+@pytest.fixture(params=["paramiko", "openssh"])
+def by(request: pytest.FixtureRequest) -> str:
+    """What carries the link."""
+    return str(request.param)
+
+
 def _wait_for(condition: object) -> None:
     pause = threading.Event()
     for _ in range(1000):
@@ -74,12 +83,14 @@ def _wait_for(condition: object) -> None:
 
 
 @pytest.mark.parametrize("option", ["AllowStreamLocalForwarding no", "DisableForwarding yes"])
-def test_where_sockets_are_forbidden_a_command_joins_them(own: SSHServer, sock: str, option: str) -> None:
+def test_where_sockets_are_forbidden_a_command_joins_them(
+    own: SSHServer, by: str, sock: str, option: str
+) -> None:
     own.restart(option)
     (own.public / "dial.py").write_text(DIALER)
     data = os.urandom(2_000_000)
 
-    with open_link("gpu-box", ssh_config=own.config_path) as link:
+    with open_link("gpu-box", by=by, ssh_config=own.config_path) as link:
         link.dial_command = f"exec /usr/bin/python3 {own.public}/dial.py {{socket}}"
         first, second = link.dial(sock), link.dial(sock)
 
@@ -90,12 +101,14 @@ def test_where_sockets_are_forbidden_a_command_joins_them(own: SSHServer, sock: 
         pour(link.dial(sock), 10_000_000)
 
 
-def test_where_sockets_are_forbidden_nobody_listening_is_still_told(own: SSHServer, sock: str) -> None:
+def test_where_sockets_are_forbidden_nobody_listening_is_still_told(
+    own: SSHServer, by: str, sock: str
+) -> None:
     """The server gives the same answer to both; before and after the fallback is known."""
     own.restart("DisableForwarding yes")
     (own.public / "dial.py").write_text(DIALER)
 
-    with open_link("gpu-box", ssh_config=own.config_path) as link:
+    with open_link("gpu-box", by=by, ssh_config=own.config_path) as link:
         link.dial_command = f"exec /usr/bin/python3 {own.public}/dial.py {{socket}}"
         with pytest.raises(ConnectionRefusedError):
             link.dial("/nowhere/a.sock")
@@ -104,7 +117,7 @@ def test_where_sockets_are_forbidden_nobody_listening_is_still_told(own: SSHServ
             link.dial("/nowhere/a.sock").recv(1)
 
 
-def test_a_fallback_is_not_used_where_sockets_are_allowed(link: ParamikoLink, sock: str) -> None:
+def test_a_fallback_is_not_used_where_sockets_are_allowed(link: SSHLink, sock: str) -> None:
     link.dial_command = "exit 1"
     with pytest.raises(ConnectionRefusedError):
         link.dial("/nowhere/a.sock")
@@ -115,8 +128,8 @@ def test_a_fallback_is_not_used_where_sockets_are_allowed(link: ParamikoLink, so
 # -- connections that break ---------------------------------------------------------------------------
 
 
-def test_a_killed_connection_is_an_error_for_everybody(own: SSHServer, sock: str) -> None:
-    with open_link("gpu-box", ssh_config=own.config_path) as link, ThreadPoolExecutor(3) as pool:
+def test_a_killed_connection_is_an_error_for_everybody(own: SSHServer, by: str, sock: str) -> None:
+    with open_link("gpu-box", by=by, ssh_config=own.config_path) as link, ThreadPoolExecutor(3) as pool:
         stream = link.dial(sock)
         stream.sendall(b"i")
         reading = pool.submit(stream.recv, 1)
@@ -142,7 +155,7 @@ def test_a_frozen_server_is_noticed_though_its_machine_still_answers(own: SSHSer
     with open_link("gpu-box", ssh_config=own.config_path) as link, ThreadPoolExecutor(1) as pool:
         stream = link.dial(sock)
         stream.sendall(b"i")
-        link._transport.heartbeat, link._transport.patience = 0.2, 1.0
+        link._carrier.transport.heartbeat, link._carrier.transport.patience = 0.2, 1.0
         reading = pool.submit(stream.recv, 1)
 
         own.freeze()
@@ -157,7 +170,7 @@ def test_a_frozen_server_is_noticed_though_its_machine_still_answers(own: SSHSer
 def test_a_server_that_freezes_while_much_is_sent_is_noticed(own: SSHServer, sock: str) -> None:
     with open_link("gpu-box", ssh_config=own.config_path) as link, ThreadPoolExecutor(1) as pool:
         stream = link.dial(sock)
-        link._transport.heartbeat, link._transport.patience = 0.2, 1.0
+        link._carrier.transport.heartbeat, link._carrier.transport.patience = 0.2, 1.0
         sending = pool.submit(count_bytes, stream, 1 << 40)
 
         own.freeze()
@@ -171,7 +184,7 @@ def test_a_server_that_freezes_while_much_is_sent_is_noticed(own: SSHServer, soc
 def test_an_idle_connection_lives_on(own: SSHServer) -> None:
     """Signs of life are asked for and given; nothing else happens."""
     with open_link("gpu-box", ssh_config=own.config_path) as link:
-        link._transport.heartbeat, link._transport.patience = 0.1, 0.6
+        link._carrier.transport.heartbeat, link._carrier.transport.patience = 0.1, 0.6
 
         threading.Event().wait(2.0)
 
@@ -182,7 +195,7 @@ def test_a_server_that_asks_for_signs_of_life_gets_them(own: SSHServer) -> None:
     own.restart("ClientAliveInterval 1\nClientAliveCountMax 1")
 
     with open_link("gpu-box", ssh_config=own.config_path) as link:
-        link._transport.heartbeat = 0.0  # ours would keep the server quiet
+        link._carrier.transport.heartbeat = 0.0  # ours would keep the server quiet
         threading.Event().wait(3.5)
 
         assert link.run("echo on").stdout == b"on\n"

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fal_agent.errors import ConfigurationError
-from fal_notebook.hosts.ssh_config import Target, config_files, resolve
+from fal_notebook.hosts.ssh_config import Target, resolve
+from fal_notebook.hosts.ssh_config_files import config_files
 
 if TYPE_CHECKING:
     from pathlib import Path

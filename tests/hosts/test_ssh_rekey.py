@@ -15,7 +15,7 @@ import paramiko
 import pytest
 from paramiko.common import MSG_NEWKEYS
 
-from fal_notebook.hosts.paramiko_link import ParamikoLink, open_link
+from fal_notebook.hosts.paramiko_link import open_link
 from fal_notebook.hosts.ssh_transport import LinkTransport
 from tests.support.socket_server import count_bytes, echo, pour, socket_server
 from tests.support.sshd import SSHServer, start_sshd
@@ -23,6 +23,9 @@ from tests.support.sshd import SSHServer, start_sshd
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from fal_notebook.hosts.ssh_link import SSHLink
+
 
 SIZE = int(float(os.environ.get("FAL_TEST_REKEY_GB", "1")) * (1 << 30))
 LIMIT = 16 << 20
@@ -41,9 +44,9 @@ def sock(server: SSHServer) -> Iterator[str]:
         yield path
 
 
-def count_key_changes(link: ParamikoLink) -> Callable[[], int]:
+def count_key_changes(link: SSHLink) -> Callable[[], int]:
     """Count from now on how often new keys were taken into use."""
-    table, times = link._transport._handler_table, [0]
+    table, times = link._carrier.transport._handler_table, [0]
     handle = table[MSG_NEWKEYS]
 
     def counting(message: object) -> None:
@@ -86,7 +89,7 @@ def test_gigabytes_both_ways_beside_small_calls_survive_changes_of_keys(
     with open_link("gpu-box", ssh_config=server.config_path) as link, ThreadPoolExecutor(5) as pool:
         changes = count_key_changes(link)
         if starter != "server":
-            link._transport.packetizer.REKEY_BYTES = LIMIT
+            link._carrier.transport.packetizer.REKEY_BYTES = LIMIT
         bulk = [pool.submit(count_bytes, link.dial(sock), size), pool.submit(pour, link.dial(sock), size)]
         small = [pool.submit(repeat, call) for call in (lambda: link.run("true"), small_call, cut_off)]
         try:
@@ -150,13 +153,13 @@ def test_a_channel_that_closes_during_a_change_of_keys_does_not_stall_it(
     flag = server.public / "flag"
     with open_link("gpu-box", ssh_config=config) as link, ThreadPoolExecutor(2) as pool:
         changes = count_key_changes(link)
-        running = link._transport.open_stream("session", timeout=10)
+        running = link._carrier.transport.open_stream("session", timeout=10)
         running.execute(f"echo ready; while [ ! -e {flag} ]; do sleep 0.02; done")
         assert running.recv(100) == b"ready\n"
 
         relay.flowing.clear()
-        changing = pool.submit(link._transport.renegotiate_keys)
-        while link._transport.clear_to_send.is_set():
+        changing = pool.submit(link._carrier.transport.renegotiate_keys)
+        while link._carrier.transport.clear_to_send.is_set():
             pass
         waiting = pool.submit(link.run, "echo waited")
         flag.touch()
@@ -175,10 +178,10 @@ def test_nothing_is_sent_on_a_channel_after_its_close(server: SSHServer, sock: s
         stream = link.dial(sock)
         number = stream._remote
         stream.close()
-        while stream.number in link._transport._streams:
+        while stream.number in link._carrier.transport._streams:
             threading.Event().wait(0.01)
 
-        link._transport.post(b"\x5e" + number.to_bytes(4, "big") + b"\0\0\0\1x", stream)
+        link._carrier.transport.post(b"\x5e" + number.to_bytes(4, "big") + b"\0\0\0\1x", stream)
 
         assert echo(link.dial(sock), b"alive") == b"alive"
 

@@ -187,7 +187,7 @@ def test_a_proxy_command_ends_with_its_link(inner: SSHServer, tmp_path: Path) ->
     jump = write(tmp_path / "jump", inner.host_block)
     config = write(tmp_path / "c", inner.host_block + f"  ProxyCommand ssh -F {jump} -W %h:%p inner\n")
     link = open_link("inner", ssh_config=config)
-    proxy = link._connection.proxy
+    proxy = link._carrier.proxy
     assert proxy is not None
     assert proxy.poll() is None
 

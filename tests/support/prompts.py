@@ -13,6 +13,7 @@ class Answers:
         self.accept = accept
         self.questions: list[tuple[str, bool]] = []  # the text, and whether the answer is secret
         self.confirmations: list[str] = []
+        self.told: list[str] = []
 
     def ask(self, text: str, *, secret: bool) -> str | None:
         self.questions.append((text, secret))
@@ -21,3 +22,6 @@ class Answers:
     def confirm(self, text: str) -> bool:
         self.confirmations.append(text)
         return self.accept
+
+    def tell(self, text: str) -> None:
+        self.told.append(text)

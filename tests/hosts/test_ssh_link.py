@@ -1,4 +1,4 @@
-"""What a link does, against a real SSH server."""
+"""What a link does, whatever carries it, against a real SSH server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fal_agent.errors import HostError, LinkLostError
-from fal_notebook.hosts.paramiko_link import ParamikoLink, _shell_line, open_link
+from fal_notebook.hosts.links import open_link
+from fal_notebook.hosts.remote_shell import shell_line
 from fal_notebook.hosts.ssh_stream import FIRST_WINDOW, WIDEST
 from tests.support.socket_server import count_bytes, echo, pour, read_exactly, socket_server
 from tests.support.sshd import SSHServer, start_sshd
@@ -21,6 +22,9 @@ from tests.support.sshd import SSHServer, start_sshd
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from fal_notebook.hosts.ssh_link import SSHLink
+
 
 SHELLS = ["sh", "bash", "dash", "zsh", "ksh", "fish", "csh", "tcsh", "busybox"]
 
@@ -31,9 +35,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SSHServer]:
         yield running
 
 
+@pytest.fixture(scope="module", params=["paramiko", "openssh"])
+def link(request: pytest.FixtureRequest, server: SSHServer) -> Iterator[SSHLink]:
+    with open_link("gpu-box", by=request.param, ssh_config=server.config_path) as opened:
+        yield opened
+
+
 @pytest.fixture
-def link(server: SSHServer) -> Iterator[ParamikoLink]:
-    with open_link("gpu-box", ssh_config=server.config_path) as opened:
+def windowed(server: SSHServer) -> Iterator[SSHLink]:
+    """A link whose flow control is ours."""
+    with open_link("gpu-box", by="paramiko", ssh_config=server.config_path) as opened:
         yield opened
 
 
@@ -42,6 +53,12 @@ def sock(server: SSHServer) -> Iterator[str]:
     server.public.chmod(0o777)
     with socket_server(server.public / "server.sock") as path:
         yield path
+
+
+@pytest.fixture(params=["paramiko", "openssh"])
+def by(request: pytest.FixtureRequest) -> str:
+    """What carries the link of a test that opens its own."""
+    return str(request.param)
 
 
 @pytest.fixture
@@ -54,28 +71,28 @@ def own(tmp_path: Path) -> Iterator[SSHServer]:
 # -- commands -----------------------------------------------------------------------------------------
 
 
-def test_a_command_gives_its_output_its_errors_and_its_status(link: ParamikoLink) -> None:
+def test_a_command_gives_its_output_its_errors_and_its_status(link: SSHLink) -> None:
     done = link.run("printf out; printf err >&2; exit 7")
 
     assert (done.status, done.stdout, done.stderr) == (7, b"out", b"err")
 
 
-def test_a_command_reads_its_input_to_the_end(link: ParamikoLink) -> None:
+def test_a_command_reads_its_input_to_the_end(link: SSHLink) -> None:
     data = os.urandom(5_000_000)
 
     assert link.run("cat", stdin=data).stdout == data
 
 
-def test_a_command_that_reads_nothing_is_not_waited_on(link: ParamikoLink) -> None:
+def test_a_command_that_reads_nothing_is_not_waited_on(link: SSHLink) -> None:
     """More input than any window holds, and nobody to take it."""
     assert link.run("exit 4", stdin=bytes(20_000_000)).status == 4
 
 
-def test_a_command_killed_by_a_signal_has_no_status(link: ParamikoLink) -> None:
+def test_a_command_killed_by_a_signal_has_no_status(link: SSHLink) -> None:
     assert link.run("kill -9 $$").status == -1
 
 
-def test_a_process_left_behind_does_not_hold_up_the_command(link: ParamikoLink) -> None:
+def test_a_process_left_behind_does_not_hold_up_the_command(link: SSHLink) -> None:
     """It keeps the output open; OpenSSH's client would wait for it."""
     done = link.run("sleep 60 & echo $!")
 
@@ -83,7 +100,7 @@ def test_a_process_left_behind_does_not_hold_up_the_command(link: ParamikoLink) 
     assert done.status == 0
 
 
-def test_a_command_that_takes_too_long_is_an_error_and_the_link_goes_on(link: ParamikoLink) -> None:
+def test_a_command_that_takes_too_long_is_an_error_and_the_link_goes_on(link: SSHLink) -> None:
     with pytest.raises(HostError, match=r"'gpu-box': a command did not end within 0\.3 s: sleep 30"):
         link.run("sleep 30\necho later", timeout=0.3)
 
@@ -96,7 +113,7 @@ def test_every_login_shell_runs_the_same_script(shell: str, tmp_path: Path) -> N
     script = """printf '%s|' "$0" 'a  b' "it's" 'back\\slash' 'bang!' "\\$HOME" '100%' '*' "`echo x`" é
 case abc in a*) printf 'case';; esac
 exit 3"""
-    line = _shell_line(script, "TOKEN")
+    line = shell_line(script, "TOKEN")
     try:
         words = [shell, "sh", "-c", line] if shell == "busybox" else [shell, "-c", line]
         done = subprocess.run(
@@ -110,31 +127,31 @@ exit 3"""
     assert done.stderr == b"TOKEN\n"
 
 
-def test_what_startup_files_print_is_not_output(own: SSHServer) -> None:
+def test_what_startup_files_print_is_not_output(own: SSHServer, by: str) -> None:
     """Bash reads such a file for every command; a greeting in it is common."""
     noisy = own.public / "noisy.sh"
     noisy.write_text("printf 'Welcome!'; echo 'disk 93% full' >&2")
     own.restart(f"SetEnv BASH_ENV={noisy}")
 
-    with open_link("gpu-box", ssh_config=own.config_path) as link:
+    with open_link("gpu-box", by=by, ssh_config=own.config_path) as link:
         done = link.run("echo real; echo problem >&2")
 
     assert (done.stdout, done.stderr) == (b"real\n", b"problem\n")
 
 
-def test_an_account_without_a_shell_is_an_error_with_its_words(own: SSHServer) -> None:
+def test_an_account_without_a_shell_is_an_error_with_its_words(own: SSHServer, by: str) -> None:
     own.restart("ForceCommand echo This account is not available; exit 1")
 
-    with open_link("gpu-box", ssh_config=own.config_path) as link, pytest.raises(HostError) as caught:
+    with open_link("gpu-box", by=by, ssh_config=own.config_path) as link, pytest.raises(HostError) as caught:
         link.run("true")
 
     assert "runs no commands; it said: This account is not available" in str(caught.value)
 
 
-def test_more_commands_at_once_than_the_server_allows_take_turns(own: SSHServer) -> None:
+def test_more_commands_at_once_than_the_server_allows_take_turns(own: SSHServer, by: str) -> None:
     own.restart("MaxSessions 2")
 
-    with open_link("gpu-box", ssh_config=own.config_path) as link, ThreadPoolExecutor(12) as pool:
+    with open_link("gpu-box", by=by, ssh_config=own.config_path) as link, ThreadPoolExecutor(12) as pool:
         done = list(pool.map(lambda i: link.run(f"sleep 0.05; echo {i}"), range(24)))
 
     assert [d.stdout for d in done] == [f"{i}\n".encode() for i in range(24)]
@@ -144,7 +161,7 @@ def test_more_commands_at_once_than_the_server_allows_take_turns(own: SSHServer)
 
 
 def test_an_uploaded_file_is_there_whole_with_its_mode_and_private_folders(
-    server: SSHServer, link: ParamikoLink
+    server: SSHServer, link: SSHLink
 ) -> None:
     data = os.urandom(3_000_001)
 
@@ -161,7 +178,7 @@ def test_an_uploaded_file_is_there_whole_with_its_mode_and_private_folders(
         link.run("rm -r ~/.fal-test")
 
 
-def test_an_empty_file_can_be_uploaded_over_another(link: ParamikoLink, server: SSHServer) -> None:
+def test_an_empty_file_can_be_uploaded_over_another(link: SSHLink, server: SSHServer) -> None:
     link.upload("~/.fal-test-empty", b"before")
 
     link.upload("~/.fal-test-empty", b"")
@@ -169,12 +186,12 @@ def test_an_empty_file_can_be_uploaded_over_another(link: ParamikoLink, server: 
     assert link.run("wc -c < ~/.fal-test-empty; rm ~/.fal-test-empty").stdout.strip() == b"0"
 
 
-def test_a_file_that_cannot_be_written_is_an_error_with_the_reason(link: ParamikoLink) -> None:
+def test_a_file_that_cannot_be_written_is_an_error_with_the_reason(link: SSHLink) -> None:
     with pytest.raises(HostError, match=r"/proc/nowhere/x could not be written there: .*mkdir"):
         link.upload("/proc/nowhere/x", bytes(2_000_000))
 
 
-def test_a_full_disk_leaves_nothing_behind(link: ParamikoLink, own: SSHServer) -> None:
+def test_a_full_disk_leaves_nothing_behind(link: SSHLink, own: SSHServer) -> None:
     """A small file system of its own stands for the disk."""
     disk = own.public / "disk"
     disk.mkdir()
@@ -191,9 +208,9 @@ def test_a_full_disk_leaves_nothing_behind(link: ParamikoLink, own: SSHServer) -
         subprocess.run(["umount", disk], check=True)
 
 
-def test_an_upload_cut_off_in_the_middle_leaves_no_file(own: SSHServer) -> None:
+def test_an_upload_cut_off_in_the_middle_leaves_no_file(own: SSHServer, by: str) -> None:
     """The far end sees a file that simply ends early; it must not take it for the whole."""
-    with open_link("gpu-box", ssh_config=own.config_path) as link:
+    with open_link("gpu-box", by=by, ssh_config=own.config_path) as link:
         own.public.chmod(0o777)
         target = own.public / "cut"
         cutter = threading.Thread(target=_kill_when_growing, args=(own, own.public))
@@ -223,7 +240,7 @@ def _wait_for(condition: object) -> None:
 # -- sockets ------------------------------------------------------------------------------------------
 
 
-def test_a_dialled_socket_carries_bytes_both_ways(link: ParamikoLink, sock: str) -> None:
+def test_a_dialled_socket_carries_bytes_both_ways(link: SSHLink, sock: str) -> None:
     data = os.urandom(3_000_000)
     stream = link.dial(sock)
 
@@ -231,7 +248,7 @@ def test_a_dialled_socket_carries_bytes_both_ways(link: ParamikoLink, sock: str)
     stream.close()
 
 
-def test_the_end_of_the_other_side_is_the_end_of_the_stream(link: ParamikoLink, sock: str) -> None:
+def test_the_end_of_the_other_side_is_the_end_of_the_stream(link: SSHLink, sock: str) -> None:
     stream = link.dial(sock)
     stream.sendall(b"g" + (5).to_bytes(8, "big"))
 
@@ -239,7 +256,7 @@ def test_the_end_of_the_other_side_is_the_end_of_the_stream(link: ParamikoLink, 
     assert stream.recv(1) == b""
 
 
-def test_sending_to_a_side_that_has_left_is_an_error(link: ParamikoLink, sock: str) -> None:
+def test_sending_to_a_side_that_has_left_is_an_error(link: SSHLink, sock: str) -> None:
     stream = link.dial(sock)
     stream.sendall(b"g" + (0).to_bytes(8, "big"))
     assert stream.recv(1) == b""
@@ -249,7 +266,7 @@ def test_sending_to_a_side_that_has_left_is_an_error(link: ParamikoLink, sock: s
     assert link.run("echo on").stdout == b"on\n"
 
 
-def test_closing_a_stream_lets_its_reader_go(link: ParamikoLink, sock: str) -> None:
+def test_closing_a_stream_lets_its_reader_go(link: SSHLink, sock: str) -> None:
     stream = link.dial(sock)
     stream.sendall(b"i")
     with ThreadPoolExecutor(1) as pool:
@@ -261,14 +278,14 @@ def test_closing_a_stream_lets_its_reader_go(link: ParamikoLink, sock: str) -> N
             reading.result(timeout=30)
 
 
-def test_a_socket_nobody_listens_on_refuses(link: ParamikoLink) -> None:
+def test_a_socket_nobody_listens_on_refuses(link: SSHLink) -> None:
     with pytest.raises(ConnectionRefusedError, match=r"'gpu-box': nothing listens at /nowhere/a\.sock"):
         link.dial("/nowhere/a.sock")
 
     assert link.is_alive
 
 
-def test_blocks_of_several_writers_are_never_mixed(link: ParamikoLink, sock: str) -> None:
+def test_blocks_of_several_writers_are_never_mixed(link: SSHLink, sock: str) -> None:
     stream = link.dial(sock)
     stream.sendall(b"e")
     size, count = 200_000, 5
@@ -287,7 +304,7 @@ def test_blocks_of_several_writers_are_never_mixed(link: ParamikoLink, sock: str
     assert sorted(pieces) == sorted(blocks * count)
 
 
-def test_a_stream_that_nobody_reads_holds_up_no_other(link: ParamikoLink, sock: str) -> None:
+def test_a_stream_that_nobody_reads_holds_up_no_other(link: SSHLink, sock: str) -> None:
     stalled = link.dial(sock)
     stalled.sendall(b"i")
     with ThreadPoolExecutor(1) as pool:
@@ -302,38 +319,38 @@ def test_a_stream_that_nobody_reads_holds_up_no_other(link: ParamikoLink, sock: 
             sending.result(timeout=30)
 
 
-def test_a_reader_that_pauses_bounds_what_is_held_in_memory(link: ParamikoLink, sock: str) -> None:
+def test_a_reader_that_pauses_bounds_what_is_held_in_memory(windowed: SSHLink, sock: str) -> None:
     """The window is what may wait here unread; the rest stays with the sender."""
-    stream = link.dial(sock)
+    stream = windowed.dial(sock)
     stream.sendall(b"g" + (1 << 30).to_bytes(8, "big"))
     stream.recv(1)
 
-    count_bytes(link.dial(sock), 64 << 20)  # time enough for the other to run ahead
+    count_bytes(windowed.dial(sock), 64 << 20)  # time enough for the other to run ahead
 
     assert sum(map(len, stream._incoming)) <= FIRST_WINDOW
     stream.close()
 
 
-def test_many_that_pause_hold_little_each_and_nobody_up(link: ParamikoLink, sock: str) -> None:
-    paused = [link.dial(sock) for _ in range(100)]
+def test_many_that_pause_hold_little_each_and_nobody_up(windowed: SSHLink, sock: str) -> None:
+    paused = [windowed.dial(sock) for _ in range(100)]
     for stream in paused:
         stream.sendall(b"g" + (1 << 30).to_bytes(8, "big"))
     for stream in paused:
         stream.recv(1)
 
-    count_bytes(link.dial(sock), 16 << 20)
-    pour(link.dial(sock), 16 << 20)
+    count_bytes(windowed.dial(sock), 16 << 20)
+    pour(windowed.dial(sock), 16 << 20)
 
     assert all(sum(map(len, stream._incoming)) <= FIRST_WINDOW for stream in paused)
     with ThreadPoolExecutor(20) as pool:  # a storm of ends
         list(pool.map(lambda stream: stream.close(), paused))
-    assert echo(link.dial(sock), b"still there") == b"still there"
+    assert echo(windowed.dial(sock), b"still there") == b"still there"
 
 
-def test_the_window_widens_for_a_quick_reader_and_is_given_back(link: ParamikoLink, sock: str) -> None:
-    transport = link._transport
+def test_the_window_widens_for_a_quick_reader_and_is_given_back(windowed: SSHLink, sock: str) -> None:
+    transport = windowed._carrier.transport
     spare = transport._spare
-    stream = link.dial(sock)
+    stream = windowed.dial(sock)
 
     pour(stream, 64 << 20)
 
@@ -343,7 +360,7 @@ def test_the_window_widens_for_a_quick_reader_and_is_given_back(link: ParamikoLi
     _wait_for(lambda: transport._spare == spare)
 
 
-def test_an_interrupt_while_sending_breaks_nothing_but_the_sending(link: ParamikoLink, sock: str) -> None:
+def test_an_interrupt_while_sending_breaks_nothing_but_the_sending(link: SSHLink, sock: str) -> None:
     """Ctrl-C arrives in the main thread, perhaps in the middle of a packet."""
     stream = link.dial(sock)
     stream.sendall(b"s" + (1 << 40).to_bytes(8, "big"))
