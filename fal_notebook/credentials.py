@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["Credentials", "FalServerlessKeyCredentials", "key_credentials", "make_key"]
+__all__ = ["Credentials", "FalServerlessKeyCredentials", "colab_secret", "key_credentials", "make_key"]
 
 _ID = re.compile(r"[!-9;-~]+")  # printable ASCII without blanks and without ":"
 _SECRET = re.compile(r"[!-~]+")
@@ -107,7 +107,7 @@ def key_credentials() -> FalServerlessKeyCredentials | None:
     if key_id or key_secret:
         there, missing = _PARTS if key_id else reversed(_PARTS)
         raise ConfigurationError(f"{there} is set and {missing} is not; set both, or FAL_KEY alone")
-    secret = _colab_secret("FAL_KEY")
+    secret = colab_secret("FAL_KEY")
     return _parse(secret, "the Colab secret FAL_KEY") if secret else None
 
 
@@ -167,8 +167,12 @@ def _made(key_id: str, key_secret: str, where: str) -> FalServerlessKeyCredentia
         raise ConfigurationError(f"{where} is not a key '<id>:<secret>': {error}") from None
 
 
-def _colab_secret(name: str) -> str | None:
-    """A secret of the Colab notebook; None where this is not Colab, or the user has or gives none."""
+def colab_secret(name: str) -> str | None:
+    """Give a secret of the Colab notebook; None where this is not Colab, or the user has or gives none.
+
+    Raises:
+        ConfigurationError: Colab does not answer.
+    """
     if "google.colab" not in sys.modules:  # Colab's kernels import it before any cell runs
         return None
     from google.colab import userdata

@@ -26,6 +26,7 @@ from fal_notebook.mapping import map_calls
 from fal_notebook.options import FunctionOptions, Options, make_options
 from fal_notebook.payload import Packed, make_parcel, pack_arguments, pack_function
 from fal_notebook.run import Items, Run, follow, start
+from fal_notebook.secrets import read_secrets
 from fal_notebook.sync import collect_app_files, read_app_files
 
 if TYPE_CHECKING:
@@ -229,6 +230,7 @@ class Function:
                 context_dir=self.settings.app_files_context_dir,
             ))  # fmt: skip
             return make_parcel(self._call(host, kind, packed, files), packed, arguments, blobs=blobs)
+        environ = read_secrets(self.settings.secrets or (), what=f"{self.__qualname__}()")
         # Equal calls are the same object: the agent then knows all but the arguments already.
         now = time.monotonic()
         key = (
@@ -239,6 +241,7 @@ class Function:
             getattr(host, "working_folder", None),
             worker_needs(),
             pydantic_version(),
+            tuple(environ.items()),
         )
         made = self._calls.get(key)
         if made is None or now - made[0] > _SETTINGS_SECONDS:
@@ -279,6 +282,7 @@ class Function:
             pydantic=pydantic_version(),
             scale_key=f"{os.getpid()}:{self.raw_func.__module__}.{self.__qualname__}",
             reusable=packed.reusable,
+            environ=read_secrets(settings.secrets or (), what=f"{self.__qualname__}()"),
         )
 
 
@@ -312,7 +316,8 @@ def function(
         config: the options of `fal_notebook.options.FunctionOptions`; among them `requirements` (a list
             of lines, or a list of such lists to install in steps), `python_version`, `machine_type`,
             `num_gpus`, `keep_alive` (seconds), `max_concurrency`, `max_multiplexing`,
-            `setup_function`, `request_timeout` (seconds), `lease` (seconds), `app_files`.
+            `setup_function`, `request_timeout` (seconds), `lease` (seconds), `app_files`, `secrets`
+            (names of environment variables that go along from the notebook or its keyring).
 
     Raises:
         ValueError: an option is unknown or its value cannot be right.

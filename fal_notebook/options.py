@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fal_agent.errors import FalServerlessError
 from fal_agent.wire import Resources, Scaling
-from fal_notebook import checks
+from fal_notebook import checks, secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,6 +106,7 @@ class FunctionOptions:
     startup_timeout: float | None = None  # from a ready environment to a ready worker; None: the agent's
     lease: float | None = None  # a run's life without any client; None: the host's, else DEFAULT_LEASE
     serializer: str = "cloudpickle"  # or "dill"
+    secrets: list[str] | None = None  # environment variables that go along from the notebook
     # files
     app_files: list[str] = field(default_factory=list)  # files and folders, relative to the context folder
     app_files_ignore: list[str] = field(default_factory=lambda: list(DEFAULT_APP_FILES_IGNORE))
@@ -298,6 +299,7 @@ _CHECKS: dict[str, checks.Check] = {
     "startup_timeout": checks.seconds(positive=True),
     "lease": checks.seconds(positive=False),
     "serializer": checks.one_of(("cloudpickle", "dill")),
+    "secrets": secrets.check_names,
     "app_files": checks.paths,
     "app_files_ignore": checks.patterns,
     "app_files_context_dir": checks.path,

@@ -8,6 +8,7 @@ notebook holds.
 
 from __future__ import annotations
 
+import dataclasses
 import linecache
 import os
 import platform
@@ -31,6 +32,7 @@ from fal_notebook.names import Request, SessionNames
 from fal_notebook.options import FunctionOptions, make_options
 from fal_notebook.payload import make_parcel
 from fal_notebook.run import Run, follow, start
+from fal_notebook.secrets import read_secrets
 
 if TYPE_CHECKING:
     import argparse
@@ -163,11 +165,14 @@ class _Session:
             python_version=options.python or old.python_version,
             machine_type=options.machine_type or old.machine_type,
             num_gpus=old.num_gpus if options.gpu is None else options.gpu,
+            secrets=list(dict.fromkeys([*(old.secrets or ()), *options.secret])) or None,
         )
         environment_spec(
             settings.requirements, python_version=settings.python_version
         )  # refuses what is wrong
-        if settings == self._settings and not options.fresh:
+        needs = dataclasses.replace(settings, secrets=self._settings.secrets)
+        if needs == self._settings and not options.fresh:
+            self._settings = settings  # one more secret needs no other process
             return
         if self._names.is_used and not options.fresh:
             added = [line for line in requirements if line not in self._requirements]
@@ -204,6 +209,7 @@ class _Session:
             pydantic=pydantic_version(),
             scale_key=f"{os.getpid()}:session:{self.name}",
             fresh=fresh,
+            environ=read_secrets(settings.secrets or (), what="the cell"),
         )
 
     # ------------------------------------------------------------ running cells

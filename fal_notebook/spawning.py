@@ -6,12 +6,11 @@ Runs in the notebook. Spawning returns at once; environment, worker and `setup` 
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import secrets
 from typing import TYPE_CHECKING, Any
 
-from fal_agent.errors import ConfigurationError, FalServerlessError
+from fal_agent.errors import FalServerlessError
 from fal_agent.serving.signatures import resolved_annotations
 from fal_agent.wire import AppSpec, Call, HealthPolicy
 from fal_notebook import app_registry, config
@@ -22,6 +21,7 @@ from fal_notebook.hosts.registry import get_host
 from fal_notebook.options import FunctionOptions, make_options
 from fal_notebook.payload import make_parcel, pack_arguments, pack_function
 from fal_notebook.run import start
+from fal_notebook.secrets import check_names, read_secrets
 from fal_notebook.spawned import AppSpawnInfo
 from fal_notebook.sync import collect_app_files, read_app_files
 
@@ -134,23 +134,9 @@ def _spec(cls: type[App], settings: FunctionOptions) -> tuple[AppSpec, dict[str,
         multiplexing=settings.max_multiplexing if "max_multiplexing" in settings.given else None,
         grace=_GRACE if grace is None else float(grace),
         skip_retry=list(settings.skip_retry_conditions or ()),
-        environ=_environ(cls),
+        environ=read_secrets(check_names("secrets", cls.host_kwargs.get("secrets") or []), what=cls.__name__),
     )
     return spec, headers, token
-
-
-def _environ(cls: type[App]) -> dict[str, str]:
-    """Give the variables of this process that the app asks for as secrets."""
-    names = cls.host_kwargs.get("secrets") or []
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"secrets must be a list of names of environment variables, not {names!r}")
-    for name in names:
-        if name not in os.environ:
-            raise ConfigurationError(
-                f"{cls.__name__} asks for the secret {name}, which is not set here: set that environment "
-                f"variable in this process, for example os.environ[{name!r}] = ..., and spawn it again"
-            )
-    return {name: os.environ[name] for name in names}
 
 
 def _health(check: Any) -> HealthPolicy:

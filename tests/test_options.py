@@ -46,6 +46,7 @@ GOOD_VALUES: dict[str, Any] = {
     "startup_timeout": 30,
     "lease": 0,
     "serializer": "dill",
+    "secrets": ["HF_TOKEN"],
     "app_files": ["data"],
     "app_files_ignore": [r"\.tmp$"],
     "app_files_context_dir": "project",

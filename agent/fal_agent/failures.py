@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import builtins
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent import pickling
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fal_agent.framing import Buffer
+    from fal_agent.masking import Masker
 
 __all__ = ["OpeningError", "describe"]
 
@@ -47,13 +49,14 @@ class OpeningError(Exception):
 
 
 def describe(
-    error: BaseException, *, hide: Sequence[str] = ()
+    error: BaseException, *, hide: Sequence[str] = (), masker: Optional[Masker] = None
 ) -> tuple[str, str, dict[str, Any], list[Buffer]]:
     """Describe an error that the user's code raised, or that opening its data met.
 
     Args:
         error: with the traceback it was caught with.
         hide: folders whose frames are left out, besides our own package's.
+        masker: takes secrets out of all of it; texts that the error holds are changed in place.
 
     Returns:
         The kind and the message of a `wire.Failure`; its detail; and its data.
@@ -67,6 +70,8 @@ def describe(
         `pickling.load` makes it from, or None if its class cannot be rebuilt. "stand_in" says that
         this is so for the error itself.
     """
+    if masker is not None:
+        return _without_secrets(error, hide, masker)
     if isinstance(error, OpeningError):
         return error.kind, error.message, {**error.detail, "frames": []}, []
     if isinstance(error, FalSerializationError):
@@ -84,6 +89,21 @@ def describe(
     detail["stand_in"] = pickles[0] is None
     data = pickling.dump(pickles) if any(item is not None for item in pickles) else []
     return kind, message[:4096], _fitted(detail), data
+
+
+def _without_secrets(
+    error: BaseException, hide: Sequence[str], masker: Masker
+) -> tuple[str, str, dict[str, Any], list[Buffer]]:
+    """Describe an error without secrets; one that still holds them then travels as text."""
+    for link in _links(error):
+        with suppress(Exception):  # a user's class may forbid it
+            link.args = tuple(masker.mask_all(list(link.args)))
+            vars(link).update({name: masker.mask_all(value) for name, value in vars(link).items()})
+    kind, message, detail, data = describe(error, hide=hide)
+    if masker.is_in(data):
+        data = []
+        detail["stand_in"] = True
+    return kind, masker.mask(message), masker.mask_all(detail), data
 
 
 def _describe_opening(error: BaseException) -> tuple[str, str, dict[str, Any], list[Buffer]]:

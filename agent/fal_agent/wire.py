@@ -174,6 +174,7 @@ class Call:
     fresh: bool = False  # cells: start the session anew
     reusable: bool = False  # the loaded function holds no state, so a worker may call it again as it is
     app: Optional[AppSpec] = None  # kind "app": how it is served
+    environ: dict[str, str] = field(default_factory=dict, repr=False)  # secrets: neither written nor logged
 
 
 # ---------------------------------------------------------------- notebook -> agent
@@ -416,6 +417,7 @@ class Item:
     type: ClassVar[str] = "item"
     run_id: str
     data: Data = field(default_factory=list)
+    private: bool = False  # a secret is in it: it is sent on, and not journaled
     seq: int = 0
     sent_at: float = 0.0
     cost: int = 0
@@ -442,6 +444,7 @@ class Result:
     generator: bool = False  # the value is that of a generator whose items came before
     seconds: float = 0.0  # spent in the user's code
     struck: bool = False  # an interrupt reached the user's code, which dealt with it
+    private: bool = False  # a secret is in it: it is sent on, and not journaled
     seq: int = 0
     sent_at: float = 0.0
     cost: int = 0
@@ -499,7 +502,7 @@ class Serve:
 
     path: str  # of the Unix socket
     app: AppSpec
-    agent_secret: str  # with which the agent's own requests are told from others
+    agent_secret: str = field(repr=False)  # with which the agent's own requests are told from others
     multiplexing: int = 1  # gateways: requests in flight in one runner
 
 
@@ -567,6 +570,7 @@ class Task:
     reusable: bool = False
     pydantic: str = ""  # version in the notebook, if it is loaded there
     serve: Optional[Serve] = None  # kind "app"
+    environ: dict[str, str] = field(default_factory=dict, repr=False)  # secrets
 
 
 @dataclass(frozen=True)
@@ -734,7 +738,8 @@ def _build(cls: type[_M], values: dict[str, Any]) -> _M:
     for name, value in values.items():
         kinds, inner = shapes.get(name, _NOTHING)
         if type(value) not in kinds or (inner is not None and not _hold(value, inner)):
-            raise ProtocolError(f"{cls.__name__} cannot have {name}={value!r:.80}")
+            shown = "..." if name in _UNSHOWN else f"{value!r:.80}"
+            raise ProtocolError(f"{cls.__name__} cannot have {name}={shown}")
     try:
         return cls(**values)
     except TypeError as error:
@@ -768,6 +773,7 @@ def _shape(annotation: str) -> _Shape:
 
 
 _NOTHING = _Shape(frozenset())
+_UNSHOWN = ("environ", "agent_secret")  # what is in no message, not even when it is wrong
 _JSON_SHAPES: dict[str, _Shape] = {
     "str": _Shape(frozenset([str])),
     "int": _Shape(frozenset([int])),

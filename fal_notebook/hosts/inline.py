@@ -31,7 +31,7 @@ from fal_notebook.hosts.base import Received
 from fal_notebook.hosts.inbox import Inbox
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from fal_agent.framing import Buffer
@@ -76,7 +76,7 @@ class InlineHost:
                 "or on the host 'local'"
             )
         execution = InlineExecution(run_id or uuid.uuid4().hex[:16], parcel.call.label, sink)
-        execution.run(lambda: self._start(parcel))
+        execution.run(lambda: self._start(parcel), parcel.call.environ)
         return execution
 
     def ask(self, question: str, *, timeout: float = 30.0, **arguments: Any) -> Any:  # noqa: ARG002 - the protocol's
@@ -183,16 +183,20 @@ class InlineExecution:
 
     # ------------------------------------------------------------ the run
 
-    def run(self, start: Callable[[], Any]) -> None:
-        """Run a call and report how it ended; a generator goes on in a thread."""
+    def run(self, start: Callable[[], Any], environ: Mapping[str, str]) -> None:
+        """Run a call, with its secrets in the environment, and report how it ended.
+
+        A generator goes on in a thread.
+        """
         started = time.perf_counter()
         try:
-            value = start()
+            with _variables(environ):
+                value = start()
             if inspect.isgenerator(value) or inspect.isasyncgen(value):
                 context = contextvars.copy_context()
                 threading.Thread(
                     target=context.run,
-                    args=(self._run_generator, value),
+                    args=(self._run_generator, value, environ),
                     name=f"fal-{self._label}",
                     daemon=True,
                 ).start()
@@ -203,7 +207,11 @@ class InlineExecution:
             return
         self._end(parts, time.perf_counter() - started)
 
-    def _run_generator(self, items: Any) -> None:
+    def _run_generator(self, items: Any, environ: Mapping[str, str]) -> None:
+        with _variables(environ):
+            self._produce(items)
+
+    def _produce(self, items: Any) -> None:
         started = time.perf_counter()
         with self._changed:
             self._thread = threading.get_ident()
@@ -263,6 +271,22 @@ class InlineExecution:
     def _count(self) -> int:
         self._seq += 1
         return self._seq
+
+
+@contextlib.contextmanager
+def _variables(environ: Mapping[str, str]) -> Iterator[None]:
+    """Have what the keyring gave among this process's variables; what came from there is there already."""
+    added = {name: value for name, value in environ.items() if os.environ.get(name) != value}
+    before = {name: os.environ.get(name) for name in added}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager

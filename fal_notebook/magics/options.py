@@ -46,6 +46,8 @@ def cell_parser() -> argparse.ArgumentParser:
     add("--machine-type", metavar="TYPE", help="XS, S, M, L, XL, GPU, GPU-<MODEL>, or a label of a host")
     add("--gpu", type=int, metavar="N", help="devices to reserve")
     add("--timeout", type=float, metavar="SECONDS", help="stop the cell after so long")
+    add("--secret", action="append", default=[], metavar="NAME",
+        help="an environment variable that goes along, hidden in what is shown; repeatable")  # fmt: skip
     add("--session", metavar="NAME", help="the session whose names the cell shares; default: this kernel's")
     add("--fresh", action="store_true", help="start the session anew, in a new process")
     add("--no-return", action="store_true", help="bring no names back")

@@ -55,6 +55,7 @@ def reading(*secrets: str) -> Any:
         def read(self, name: str) -> str | None:
             import os
 
+            print("asked for", name, os.environ.get(name))
             return os.environ.get(name)
 
     return Reads
@@ -79,6 +80,7 @@ def test_a_secret_is_nowhere_on_the_hosts_disk(
     info = spawn(reading("FAL_TEST_TOKEN"))
     assert post(info, json={"name": "FAL_TEST_TOKEN"}).status_code == 200
     info.stop()
+    assert "asked for FAL_TEST_TOKEN ***" in said(info)
 
     kept = [path for folder in ("blobs", "run") for path in (own_folders / "root" / folder).rglob("*")]
     kept += [path for path in (own_folders / "root").iterdir() if path.is_file()]

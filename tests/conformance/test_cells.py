@@ -105,3 +105,24 @@ def test_a_session_that_ended_gets_again_what_the_notebook_has(notebook: Noteboo
     assert notebook.here["y"] == [1]
     with pytest.raises(FalServerlessError, match="run the cell that makes it again"):
         notebook.run("len(big)")
+
+
+def test_a_secret_joins_the_session_as_it_is_and_what_holds_it_stays_there(
+    notebook: Notebook, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notebook.run("import os\nkept = 1")
+    monkeypatch.setenv("FAL_TEST_SECRET", "s3cr3t-of-a-cell")
+
+    notebook.run("kept += 1\ntoken = os.environ['FAL_TEST_SECRET']\ntoken", "--secret FAL_TEST_SECRET")
+    notebook.run("length = len(token)\nprint(os.environ['FAL_TEST_SECRET'])")  # the session remembers it
+    with pytest.raises(ValueError, match=r"^bad \*\*\*$"):
+        notebook.run("raise ValueError('bad ' + token)")
+
+    assert (notebook.here["kept"], notebook.here["length"]) == (2, 16)
+    handle = notebook.here["token"]
+    assert isinstance(handle, Handle)
+    assert "s3cr3t" not in repr(handle) + handle.preview + handle._repr_html_()
+    assert handle.get() == "s3cr3t-of-a-cell"
+    said = capsys.readouterr()
+    assert "s3cr3t" not in said.out + said.err
+    assert said.out.count("***") >= 2

@@ -5,8 +5,10 @@ Runs in the agent.
 
 from __future__ import annotations
 
+import hmac
 import itertools
 import json
+import os
 import threading
 from typing import TYPE_CHECKING, NamedTuple, Optional
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Preparation", "Prepared", "WorkerKey"]
 
 _numbers = itertools.count(1)
+_HMAC_KEY = os.urandom(32)
 
 
 class WorkerKey(NamedTuple):
@@ -31,6 +34,7 @@ class WorkerKey(NamedTuple):
     gpu_model: Optional[str]
     folder: Optional[str]
     app: str = ""  # the only one that its workers serve
+    secrets: str = ""  # digest of those of calls that share a process while they run
 
 
 class Preparation:
@@ -97,6 +101,7 @@ class Prepared:
                 self.match.gpu_model,
                 self.folder,
                 self.call.app.name if self.call.app is not None else "",
+                _digest(self.call.environ) if self.call.scaling.max_multiplexing > 1 else "",
             )
         return self._key
 
@@ -123,4 +128,12 @@ class Prepared:
             reusable=call.reusable,
             pydantic=call.pydantic,
             serve=serve,
+            environ=call.environ,
         )
+
+
+def _digest(secrets: dict[str, str]) -> str:
+    """Tell sets of secrets apart without keeping them: worth nothing outside this process."""
+    if not secrets:
+        return ""
+    return hmac.new(_HMAC_KEY, json.dumps(sorted(secrets.items())).encode(), "sha256").hexdigest()

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = ["FINISHED", "Run"]
 
+_NOT_KEPT = (
+    "its value held a secret, and so is not kept for later: only the notebook that was connected when it "
+    "ended got it. Return what does not hold the secret"
+)
 FINISHED = frozenset({"done", "failed", "cancelled", "lost", "lease"})
 
 
@@ -98,7 +102,10 @@ class Run:
         content["seq"] = self._seq
         frame = encode_frame(content, buffers)
         blobs = [ref for ref in getattr(event, "data", ()) if isinstance(ref, str)]
-        self._journal.append(self.run_id, self._seq, frame, blobs)
+        if getattr(event, "private", False):
+            self._journal.append(self.run_id, self._seq, _without_secret(event, self._seq), [])
+        else:
+            self._journal.append(self.run_id, self._seq, frame, blobs)
         if self.connection is not None:
             self.connection.deliver(self.run_id, frame, blobs)
         elif event.cost:
@@ -179,3 +186,12 @@ class Run:
         self.buffers = []
         for callback in self.on_finish:
             callback(self)
+
+
+def _without_secret(event: Event, seq: int) -> bytes:
+    """Make what the journal keeps in place of an event that holds a secret."""
+    if isinstance(event, Result):
+        told: Event = Failure(event.run_id, "lost", _NOT_KEPT, seq=seq, sent_at=event.sent_at)
+        return encode_frame(header(told))
+    told = Log(event.run_id, "stderr", "builder", seq=seq, sent_at=event.sent_at)
+    return encode_frame(header(told), [b"an item that held a secret was not kept\n"])

@@ -20,6 +20,7 @@ from fal_agent.wire import Ack, Execute, Interrupt, Lend, Message, Ready, Recall
 from fal_agent.worker import datapaths
 from fal_agent.worker.capture import Capture
 from fal_agent.worker.executor import Executor
+from fal_agent.worker.secrets import Secrets
 
 __all__ = ["main"]
 
@@ -34,10 +35,11 @@ def main(descriptor: int) -> None:
     os.register_at_fork(after_in_child=connection.detach)
     log_fd = os.dup(2)
     os.set_inheritable(log_fd, False)
-    capture = Capture(log_fd)
+    secrets = Secrets()
+    capture = Capture(log_fd, secrets)
     datapaths.install()  # before output is captured: should it fail, the log says why
     capture.install()
-    executor = Executor(capture)
+    executor = Executor(capture, secrets)
     os.register_at_fork(after_in_child=executor.after_fork)
 
     def on_message(message: Message, buffers: list[bytes]) -> None:
@@ -66,7 +68,7 @@ def main(descriptor: int) -> None:
         executor.run_forever()
     except BaseException:  # noqa: BLE001 - whatever it is, it ends the process
         # A fault of ours: nobody reads standard error any more, and the log is what people will ask for.
-        os.write(log_fd, traceback.format_exc().encode("utf-8", "replace"))
+        os.write(log_fd, secrets.mask(traceback.format_exc()).encode("utf-8", "replace"))
         os._exit(1)
 
 

@@ -27,6 +27,8 @@ from fal_agent.worker.context import CURRENT_CALL, CallContext
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fal_agent.worker.secrets import Secrets
+
 __all__ = ["Capture"]
 
 _READ_SIZE = 64 << 10
@@ -39,10 +41,11 @@ class Capture:
 
     Args:
         log_fd: descriptor for text that belongs to no call.
+        secrets: what is not to be seen in it.
     """
 
-    def __init__(self, log_fd: int) -> None:
-        self._log_fd = log_fd
+    def __init__(self, log_fd: int, secrets: Secrets) -> None:
+        self._log_fd, self._secrets = log_fd, secrets
         self._calls: dict[str, CallContext] = {}
         self._pipes = _PipePair(self._youngest_call)
         self._private: dict[str, _PipePair] = {}  # of calls that share the process
@@ -124,7 +127,7 @@ class Capture:
         """Write text that belongs to no call into the worker's own log."""
         if text:
             with contextlib.suppress(OSError):  # a full disk must not break a print that nobody waits for
-                os.write(self._log_fd, text.encode("utf-8", "replace"))
+                os.write(self._log_fd, self._secrets.mask(text).encode("utf-8", "replace"))
 
     def _flush_regularly(self) -> None:
         while True:

@@ -14,8 +14,10 @@ from contextvars import ContextVar
 from typing import Any, Optional
 
 from fal_agent.framing import Buffer
+from fal_agent.masking import Masker, Tail
 from fal_agent.wire import WINDOW, Clear, Data, Display, Execute, Item, Log, Message, Progress, Serving, Task
 from fal_agent.worker.outbox import Outbox
+from fal_agent.worker.secrets import Secrets
 
 __all__ = ["CURRENT_CALL", "CallContext"]
 
@@ -37,8 +39,10 @@ class CallContext:
         gather: hands over what C code and subprocesses wrote until now.
     """
 
-    def __init__(self, request: Execute, task: Task, send: Send) -> None:
+    def __init__(self, request: Execute, task: Task, send: Send, secrets: Optional[Secrets] = None) -> None:
         self.request, self.task, self.run_id = request, task, request.run_id
+        self._secrets = secrets or Secrets()
+        self._tails: dict[str, Tail] = {}  # by stream: text that may be the beginning of a secret
         self.is_over = self.is_struck = False
         self.gather: Callable[[], None] = _nothing
         self._send = send
@@ -64,7 +68,10 @@ class CallContext:
             return
         with self._emitting:
             if (stream, request) != (self._text_stream, self._text_request):
-                self.flush()
+                if request == self._text_request:
+                    self.flush()
+                else:
+                    self.flush_all()
                 self._text_stream, self._text_request = stream, request
             self._text.append(text)
             self._text_size += len(text)
@@ -72,24 +79,46 @@ class CallContext:
                 self.flush()
 
     def flush(self) -> None:
-        """Send the text that has gathered."""
+        """Send the text that has gathered, but for what may be the beginning of a secret."""
         with self._emitting:
             if not self._text:
                 return
             text, self._text, self._text_size = "".join(self._text), [], 0
-            data = text.encode("utf-8", "replace")
-            for start in range(0, len(data), WINDOW // 2):
-                part = data[start : start + WINDOW // 2]
-                self._emit(
-                    Log(
-                        self.run_id,
-                        self._text_stream,
-                        request=self._text_request,
-                        sent_at=time.time(),
-                        cost=len(part),
-                    ),
-                    [part],
-                )
+            if self.masker is not None:
+                text = self._tails.setdefault(self._text_stream, Tail()).take(self.masker, text)
+            self._send_text(self._text_stream, text)
+
+    def flush_all(self) -> None:
+        """Send all text: something else follows it."""
+        with self._emitting:
+            self.flush()
+            while self._tails:
+                stream, tail = self._tails.popitem()
+                self._send_text(stream, tail.end(self.masker) if self.masker is not None else "")
+
+    def _send_text(self, stream: str, text: str) -> None:
+        data = text.encode("utf-8", "replace")
+        for start in range(0, len(data), WINDOW // 2):
+            part = data[start : start + WINDOW // 2]
+            self._emit(
+                Log(
+                    self.run_id,
+                    stream,
+                    request=self._text_request,
+                    sent_at=time.time(),
+                    cost=len(part),
+                ),
+                [part],
+            )
+
+    @property
+    def masker(self) -> Optional[Masker]:
+        """Knows the secrets that calls of this process were given; None if there were none."""
+        return self._secrets.masker
+
+    def holds_secret(self, parts: Sequence[Buffer]) -> bool:
+        """Whether a secret stands in what is about to be sent."""
+        return self.masker is not None and self.masker.is_in(parts)
 
     @property
     def has_text(self) -> bool:
@@ -110,10 +139,12 @@ class CallContext:
     ) -> None:
         """Show a MIME bundle; `kind` is as in `wire.Display`."""
         bundle = {"data": data, "metadata": metadata or {}, "transient": transient or {}}
+        if self.masker is not None:
+            bundle = self.masker.mask_all(bundle)
         content = json.dumps(bundle, default=_as_text).encode()
         self.gather()
         with self._emitting:
-            self.flush()
+            self.flush_all()
             refs, buffers = self._pack([content])
             self._emit(Display(self.run_id, kind, refs, sent_at=time.time(), cost=len(content)), buffers)
 
@@ -121,11 +152,12 @@ class CallContext:
         """Clear the output of the run's cell, at once or when new output comes."""
         self.gather()
         with self._emitting:
-            self.flush()
+            self.flush_all()
             self._emit(Clear(self.run_id, wait=wait, sent_at=time.time(), cost=64), [])
 
     def progress(self, name: str, done: float, total: Optional[float] = None) -> None:
         """Say how far a loop has come."""
+        name = name if self.masker is None else self.masker.mask(name)
         with self._emitting:
             self.flush()
             self._emit(Progress(self.run_id, name, done, total, sent_at=time.time(), cost=128), [])
@@ -142,14 +174,16 @@ class CallContext:
         with self._emitting:
             self.flush()
             refs, buffers = self._pack(parts)
-            self._emit(Item(self.run_id, refs, sent_at=time.time(), cost=max(size, _ITEM_COST)), buffers)
+            private = self.holds_secret(parts)
+            cost = max(size, _ITEM_COST)
+            self._emit(Item(self.run_id, refs, private=private, sent_at=time.time(), cost=cost), buffers)
 
     # ------------------------------------------------------------ the executor's side
 
     def finish(self, make: Callable[[Data], Message], parts: Sequence[Buffer]) -> None:
         """Send the last event, without waiting for the reader."""
         with self._emitting:
-            self.flush()
+            self.flush_all()
             refs, buffers = self._pack(parts)
             self.is_over = True
             self._send(make(refs), buffers)

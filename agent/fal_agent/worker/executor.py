@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from fal_agent.duplex import Duplex
     from fal_agent.framing import Buffer
     from fal_agent.worker.capture import Capture
+    from fal_agent.worker.secrets import Secrets
 
 __all__ = ["Executor"]
 
@@ -49,9 +50,11 @@ class Executor:
     Args:
         duplex: the connection to the agent.
         capture: the process's standard streams.
+        secrets: environment variables that calls bring.
     """
 
-    def __init__(self, capture: Capture) -> None:
+    def __init__(self, capture: Capture, secrets: Secrets) -> None:
+        self._secrets = secrets
         self.duplex: Optional[Duplex] = None
         self._capture = capture
         self._tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -77,7 +80,7 @@ class Executor:
         if request.task is not None:
             self._known_tasks[request.template] = request.task
         task = self._known_tasks[request.template]
-        call = CallContext(request, task, self.duplex.send)
+        call = CallContext(request, task, self.duplex.send, self._secrets)
         self._calls[request.run_id] = call
         if request.function_data is not None:
             # Before any call begins: the next may come without the data, and begin first.
@@ -166,7 +169,8 @@ class Executor:
         """Run the calls that come through a lane, until it ends."""
         try:
             for request, buffers in lane.requests():
-                call = CallContext(request, self._known_tasks[request.template], lane.begin(request).send)
+                send, task = lane.begin(request).send, self._known_tasks[request.template]
+                call = CallContext(request, task, send, self._secrets)
                 self._calls[request.run_id] = call
                 self._run_here(call, buffers)
         except (ProtocolError, KeyError) as error:
@@ -225,7 +229,7 @@ class Executor:
         try:
             assert self._app is not None
             assert call.task.serve is not None
-            os.environ.update(call.task.serve.app.environ)
+            self._secrets.put(call.task.serve.app.environ)
             cls, _ = self._shelf.function(call.task.function or "", None, reusable=False)
             self._app.swap(cls, call.task.serve)  # type: ignore[arg-type] # what came as an app is a class
         except BaseException as error:  # noqa: BLE001 - whatever the user's code raises is reported
@@ -310,13 +314,14 @@ class Executor:
                 generator=generator,
                 seconds=seconds,
                 struck=call.is_struck,
+                private=call.holds_secret(parts),
                 sent_at=time.time(),
             ),
             parts,
         )
 
     def _failure(self, call: CallContext, error: BaseException) -> Callable[[], None]:
-        kind, message, detail, parts = failures.describe(error)
+        kind, message, detail, parts = failures.describe(error, masker=call.masker)
 
         def make(data: Data) -> Failure:
             return Failure(call.run_id, kind, message, detail=detail, data=data, sent_at=time.time())
@@ -326,6 +331,8 @@ class Executor:
     def _perform(self, call: CallContext, buffers: list[bytes]) -> tuple[Sequence[Buffer], bool]:
         """Open the call's data, run it, and pickle what it gives."""
         request, task = call.request, call.task
+        # Before any of the user's code is opened: what it imports may look.
+        self._secrets.put(task.environ if task.serve is None else task.serve.app.environ)
         _enter_folder(task.folder)
         arguments = open_data(request.arguments, buffers, request.blobs)
         check_pydantic(task.pydantic, arguments)
@@ -337,8 +344,6 @@ class Executor:
         if task.kind == "gateway":
             self._serve_gateway(call)
             return dump_result(None, task.label), False
-        if task.serve is not None:
-            os.environ.update(task.serve.app.environ)  # before the app's own code is opened
         function_data, digest = request.function_data, task.function or ""
         opened = None if function_data is None else open_data(function_data, buffers, request.blobs)
         function, setup = self._shelf.function(digest, opened, task.reusable, pydantic=task.pydantic)

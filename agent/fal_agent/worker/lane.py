@@ -208,6 +208,8 @@ class Passage:
         kind: Any = type(message)
         if kind is not Result and (kind is not Failure or cast("Failure", message).kind == "agent"):
             return False  # the agent must hear of a function that was let go
+        if getattr(message, "private", False):
+            return False  # the spool is on the disk
         return all(type(ref) is int for ref in cast("Result", message).data)
 
     def _reply(self, message: Message, buffers: Sequence[Buffer]) -> bool:

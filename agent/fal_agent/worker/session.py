@@ -130,7 +130,8 @@ class _Session:
         arrived = self._take(request, parts)
         bound = self._execute(request, call, reply) if request["code"].strip() else set()
         wanted = dict.fromkeys([*request["wanted"], *(sorted(bound) if request["returns"] else ())])
-        buffers = self._collect(wanted, request["limit"], reply, insists=not request["code"].strip())
+        insists = not request["code"].strip()
+        buffers = self._collect(wanted, request["limit"], reply, call, insists=insists)
         told = {*arrived, *bound, *wanted}
         reply.versions = {name: version for name, version in self._versions.items() if name in told}
         return vars(reply), buffers
@@ -204,13 +205,16 @@ class _Session:
 
     # ------------------------------------------------------------ after the cell
 
-    def _collect(self, wanted: Iterable[str], limit: int, reply: _Reply, *, insists: bool) -> list[Buffer]:
-        """Pickle the names that go back; describe those that are too large, or cannot.
+    def _collect(
+        self, wanted: Iterable[str], limit: int, reply: _Reply, call: CallContext, *, insists: bool
+    ) -> list[Buffer]:
+        """Pickle the names that go back; describe those that are too large, or cannot, or hold a secret.
 
         Args:
             wanted: the names.
             limit: bytes of one value.
             reply: takes what is found.
+            call: knows the secrets.
             insists: the value itself is asked for, also from a device's memory.
         """
         buffers: list[Buffer] = []
@@ -223,8 +227,9 @@ class _Session:
                 reply.modules[name] = value.__name__
                 continue
             parts = _dump(from_device(value) if insists else value, limit)
-            if parts is None:
-                reply.handles[name] = describe_value(value)
+            if parts is None or (not insists and call.holds_secret(parts)):
+                described = describe_value(value)
+                reply.handles[name] = described if call.masker is None else call.masker.mask_all(described)
             else:
                 reply.names[name] = [len(buffers), len(buffers) + len(parts)]
                 reply.types[name] = type_name(value)
