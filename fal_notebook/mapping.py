@@ -17,7 +17,7 @@ from fal_agent.wire import Failure, Item, Result
 from fal_notebook import display
 from fal_notebook.hosts.base import Host, Parcel, Received
 from fal_notebook.rebuild import exception_from
-from fal_notebook.run import Run
+from fal_notebook.run import Run, draw_or_ask
 
 __all__ = ["map_calls"]
 
@@ -122,10 +122,11 @@ class _Fan:
             if isinstance(received.event, (Result, Failure)):
                 del self._runs[index]
                 return index, received
-            if not isinstance(received.event, Item):
-                self._draw(received)
-            if index in self._runs:
-                self._runs[index].acknowledge(received)
+            run = self._runs.get(index)
+            if run is not None:
+                if not isinstance(received.event, Item):
+                    draw_or_ask(run, received, self._draw)
+                run.acknowledge(received)
 
     def _outcome(self, received: Received) -> Iterator[Any]:
         event = received.event

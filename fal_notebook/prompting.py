@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ConsolePrompt", "Prompt", "SilentPrompt", "default_prompt", "unattended"]
+__all__ = ["ConsolePrompt", "Prompt", "SilentPrompt", "default_prompt", "read_line", "unattended"]
 
 
 class Prompt(Protocol):
@@ -79,6 +79,23 @@ class ConsolePrompt:
         """Write a line where errors are written."""
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
+
+
+def read_line(text: str, *, secret: bool) -> tuple[str, str]:
+    """Ask for a line of text on behalf of code elsewhere.
+
+    Args:
+        text: what to ask.
+        secret: what is typed must not be seen.
+
+    Returns:
+        What was typed and "", or the message and the name of the exception that the code gets instead.
+    """
+    try:
+        return (getpass.getpass(text) if secret else input(text)), ""
+    except (EOFError, OSError, RuntimeError) as error:  # at the end of the input, or without any
+        name = type(error).__name__
+        return str(error), name if name == "StdinNotImplementedError" else "EOFError"
 
 
 _here = threading.local()

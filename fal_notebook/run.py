@@ -17,16 +17,19 @@ from concurrent.futures import Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, cast
 
 from fal_agent import pickling
-from fal_agent.wire import Failure, Item, Result
+from fal_agent.wire import Failure, Item, Prompt, Result
 from fal_notebook.hosts.base import Execution, Host, Parcel, Received, ShowsRuns
+from fal_notebook.prompting import read_line
 from fal_notebook.rebuild import exception_from, reraise
 
 if TYPE_CHECKING:
     import types
 
-__all__ = ["Items", "Run", "follow", "load_result", "start"]
+__all__ = ["Items", "Run", "draw_or_ask", "follow", "load_result", "start"]
 
 _WAKE_SECONDS = 0.5  # between two looks at whether the kernel was interrupted
+_ASKED = {False: "input()", True: "getpass()"}
+_NO_STDIN = "StdinNotImplementedError"
 _PATIENCE = 2  # KeyboardInterrupts after which `follow` no longer waits for the host
 
 Decode = Callable[[Received], Any]
@@ -51,9 +54,11 @@ class Run(Future[Any]):
         self._execution: Execution | None = None
         self._beginning = threading.Lock()
         self._early: list[Received] = []  # events to acknowledge once there is an execution
+        self._early_replies: list[tuple[int, str, str]] = []
         self._opening = threading.RLock()
         self._cancelling = threading.RLock()
         self._opened: tuple[Any, BaseException | None] | None = None
+        self._is_attached = False
         self._traceback: types.TracebackType | None = None  # of the error, before it was raised here
 
     # ------------------------------------------------------------ a future
@@ -111,6 +116,14 @@ class Run(Future[Any]):
                     return
         self._execution.acknowledge(received)
 
+    def reply(self, prompt: Prompt, text: str, error: str = "") -> None:
+        """Answer a prompt; see `fal_notebook.hosts.base.Execution.reply`."""
+        with self._beginning:
+            if self._execution is None:  # the prompt was quicker than `Host.submit` returned
+                self._early_replies.append((prompt.number, text, error))
+                return
+        self._execution.reply(prompt.number, text, error)
+
     def __repr__(self) -> str:
         if self.cancelled():
             state = "cancelled"
@@ -134,7 +147,7 @@ class Run(Future[Any]):
     def attached(cls, host: ShowsRuns, run_id: str, *, label: str, decode: Decode, on_event: Draw) -> Run:
         """Give a handle on a run that was started before; its events come from the first on."""
         run = cls(cast("Host", host), label, decode, on_event)
-        run.run_id = run_id
+        run.run_id, run._is_attached = run_id, True
         run._belong_to(host.attach(run_id, run._take))
         return run
 
@@ -144,6 +157,8 @@ class Run(Future[Any]):
                 execution.acknowledge(received)
             self._early.clear()
             self._execution = execution
+        for reply in self._early_replies:
+            execution.reply(*reply)
 
     def _take(self, received: Received) -> None:
         """Take an event; called in order by a thread of the host's."""
@@ -161,7 +176,16 @@ class Run(Future[Any]):
             self._inbox.put(received)
         else:
             self._on_event(received)
+            if isinstance(event, Prompt):
+                self._refuse(event)
             self.acknowledge(received)
+
+    def _refuse(self, prompt: Prompt) -> None:
+        """Say that a run in the background has nobody to ask, unless another notebook started it."""
+        if not self._is_attached:
+            # The message of a kernel whose front end takes no input, and what to do about it.
+            text = f"{_ASKED[prompt.password]} was called, but a run in the background has nobody to ask"
+            threading.Thread(target=self.reply, args=(prompt, text, _NO_STDIN), daemon=True).start()
 
     def receive(self) -> Received:
         """Wait for the next event; it stays the next one until it is `dealt_with`."""
@@ -286,8 +310,7 @@ class Items(Iterator[Any]):
                 self._ended = True
                 raise received.error or exception_from(event, received.data, self.run.host.name)
             else:
-                if self._draw is not None:
-                    self._draw(received)
+                draw_or_ask(self.run, received, self._draw or _nowhere)
                 self.run.acknowledge(received)
         raise StopIteration
 
@@ -386,6 +409,24 @@ def _draw_until_outcome(run: Run, draw: Draw) -> Received:
         received = run.receive()
         if isinstance(received.event, (Result, Failure, Item)):
             return received
-        draw(received)
+        if isinstance(received.event, Prompt):  # an interrupt while it is asked must not have it asked again
+            run.dealt_with(received)
+        draw_or_ask(run, received, draw)
         run.dealt_with(received)
         run.acknowledge(received)
+
+
+def draw_or_ask(run: Run, received: Received, draw: Draw) -> None:
+    """Draw an event in the thread that waits for the run; if it is a prompt, ask the person.
+
+    Raises:
+        KeyboardInterrupt: the person interrupts rather than answers; the call is still waiting.
+    """
+    draw(received)
+    event = received.event
+    if isinstance(event, Prompt):
+        run.reply(event, *read_line(event.text, secret=event.password))
+
+
+def _nowhere(received: Received) -> None:
+    """Draw nothing."""

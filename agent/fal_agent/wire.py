@@ -40,6 +40,7 @@ __all__ = [
     "Call",
     "Cancel",
     "Clear",
+    "Comm",
     "Data",
     "Display",
     "EnvironmentSpec",
@@ -64,8 +65,10 @@ __all__ = [
     "Ping",
     "Pong",
     "Progress",
+    "Prompt",
     "Ready",
     "Recall",
+    "Reply",
     "Resources",
     "Result",
     "Returned",
@@ -156,7 +159,9 @@ class AppSpec:
 class Call:
     """What is to run and what it needs: everything about a call that stays the same from call to call."""
 
-    kind: str  # "function": pickle of (function, setup or None); "app": of (class, None); "cell": a session's
+    # "function": pickle of (function, setup or None); "app": of (class, None); "cell": a session's;
+    # "comm": a message of the front end to a widget of a session, which neither starts nor is journaled
+    kind: str
     label: str  # the function's qualified name, or the first line of the cell
     function: Optional[str]  # digest of the function's data, None for cells
     environment: EnvironmentSpec
@@ -256,6 +261,16 @@ class Kill:
 
     type: ClassVar[str] = "kill"
     run_id: str
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The answer to a `Prompt`: a line of text in UTF-8, in one raw buffer. Neither journaled nor logged."""
+
+    type: ClassVar[str] = "reply"
+    run_id: str
+    number: int  # the prompt's
+    error: str = ""  # name of the exception that is raised instead; the text is its message then
 
 
 @dataclass(frozen=True)
@@ -418,6 +433,38 @@ class Item:
     run_id: str
     data: Data = field(default_factory=list)
     private: bool = False  # a secret is in it: it is sent on, and not journaled
+    seq: int = 0
+    sent_at: float = 0.0
+    cost: int = 0
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The call waits for a line of text from the person, or to hear that there is none: see `Reply`."""
+
+    type: ClassVar[str] = "prompt"
+    run_id: str
+    number: int  # counts the prompts of the run from 1
+    text: str
+    password: bool = False  # what is typed must not be seen
+    seq: int = 0
+    sent_at: float = 0.0
+    cost: int = 0
+
+
+@dataclass(frozen=True)
+class Comm:
+    """A widget speaks to its other half in the front end.
+
+    The first part of `data` is a JSON object with "data" and "metadata", for "open" also "target_name"
+    and "target_module"; the others are the message's binary buffers.
+    """
+
+    type: ClassVar[str] = "comm"
+    run_id: str
+    comm_id: str
+    action: str  # "open", "msg" or "close"
+    data: Data = field(default_factory=list)
     seq: int = 0
     sent_at: float = 0.0
     cost: int = 0
@@ -659,10 +706,10 @@ class Begun:
     at: float  # seconds since the Unix epoch
 
 
-Event = Union[Stage, Log, Display, Clear, Progress, Item, Serving, Result, Failure]
+Event = Union[Stage, Log, Display, Clear, Progress, Prompt, Comm, Item, Serving, Result, Failure]
 Message = Union[
-    Hello, Submit, Attach, BlobPart, Ack, Interrupt, Cancel, Kill, Ask, Ping, Welcome, Need, Answer, Pong,
-    Stage, Log, Display, Clear, Progress, Item, Result, Failure, Ready, Execute,
+    Hello, Submit, Attach, BlobPart, Ack, Interrupt, Cancel, Kill, Reply, Ask, Ping, Welcome, Need, Answer,
+    Pong, Stage, Log, Display, Clear, Progress, Prompt, Comm, Item, Result, Failure, Ready, Execute,
     Serving, Activity, Unwell, Runners, Load, Sick,
     Lane, LaneClosed, Lend, Lent, Listening, Recall, Returned, Adopt, Moved, Begun,
 ]  # fmt: skip

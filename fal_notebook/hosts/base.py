@@ -117,6 +117,15 @@ class Execution(Protocol):
     def acknowledge(self, received: Received) -> None:
         """Say that an event was dealt with, so that the worker may produce more."""
 
+    def reply(self, number: int, text: str, error: str = "") -> None:
+        """Answer the call's prompt of that number.
+
+        Args:
+            number: as in the event.
+            text: what was typed.
+            error: name of an exception to raise there instead, whose message `text` is.
+        """
+
     def interrupt(self) -> None:
         """Raise KeyboardInterrupt in this call alone."""
 

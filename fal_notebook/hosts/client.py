@@ -152,6 +152,7 @@ class AgentClient:
             if parcel is None or wish is not None:
                 seen = min(e.last_seq for e in (execution, *execution.copies))
                 self._send(Attach(execution.run_id, seen, resumes=True))
+                execution.repeat_reply()
                 if wish is not None:
                     self._send(wish)
                     if parcel is not None:  # it may never have begun, and then nothing would come
@@ -251,12 +252,12 @@ class AgentClient:
             raise FalServerlessError(f"{self.host_name!r}: {answer.error}")
         return answer.content
 
-    def send_if_open(self, message: Message) -> bool:
+    def send_if_open(self, message: Message, buffers: Sequence[Buffer] = ()) -> bool:
         """Send a message that means nothing once the connection is gone; whether it was sent."""
         if self._closed.is_set():
             return False
         try:
-            self._duplex.send(message)
+            self._duplex.send(message, buffers)
         except OSError:  # the reading thread reports the end to every call
             self._duplex.close()
             return False

@@ -10,7 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from fal_agent.wire import Ack, Cancel, Failure, Interrupt, Item, Kill, Message
+from fal_agent.wire import Ack, Cancel, Failure, Interrupt, Item, Kill, Message, Reply
 from fal_notebook.hosts.base import EventSink, Parcel, Received
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class AgentExecution:
         self.copies: list[AgentExecution] = []  # who attached to the same run over the same connection
         self.original: AgentExecution | None = None  # whose copy it is
         self._owed = 0
+        self._last_reply: tuple[Reply, bytes] | None = None
 
     def receive(self) -> Received | None:
         """Fetch the outcome of a call that is in a lane; None: it comes from the agent."""
@@ -63,6 +64,18 @@ class AgentExecution:
         if self._owed >= _ACK_EVERY or (isinstance(event, Item) and self._owed >= _ACK_EVERY // 4):
             owed, self._owed = self._owed, 0
             self.client.send_if_open(Ack(self.run_id, event.seq, owed))
+
+    def reply(self, number: int, text: str, error: str = "") -> None:
+        """Answer a prompt of the call; see `wire.Reply`."""
+        if self.original is None:  # whoever started the call answers
+            self._last_reply = Reply(self.run_id, number, error), text.encode("utf-8", "replace")
+            self.repeat_reply()
+
+    def repeat_reply(self) -> None:
+        """Send the last answer, which may have been lost; one that arrived changes nothing."""
+        if self._last_reply is not None:
+            message, text = self._last_reply
+            self.client.send_if_open(message, [text])
 
     def interrupt(self) -> None:
         """Raise KeyboardInterrupt in this call alone."""

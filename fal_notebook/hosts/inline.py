@@ -170,6 +170,9 @@ class InlineExecution:
             self._unacknowledged -= received.event.cost
             self._changed.notify_all()
 
+    def reply(self, number: int, text: str, error: str = "") -> None:
+        """Nothing: code that runs here asks for itself."""
+
     def interrupt(self) -> None:
         """Raise KeyboardInterrupt in a generator; any other call has ended."""
         with self._changed:

@@ -89,10 +89,28 @@ class Kernel:
         self.wait(cell, timeout=timeout)
         return cell
 
-    def start(self, code: str) -> Cell:
-        """Send a cell."""
-        cell = Cell(self._client.execute(code, allow_stdin=False))
+    def start(self, code: str, *, stdin: bool = False) -> Cell:
+        """Send a cell; `stdin` says that somebody is there to answer what it asks."""
+        cell = Cell(self._client.execute(code, allow_stdin=stdin))
         self.cells.append(cell)
+        return cell
+
+    def asked(self, *, timeout: float = 60.0) -> tuple[str, bool]:
+        """Wait until the running cell asks something; give the text, and whether it is a password."""
+        content = self._client.get_stdin_msg(timeout=timeout)["content"]
+        return content["prompt"], content["password"]
+
+    def answer(self, text: str) -> None:
+        """Type a line into the field that asks."""
+        self._client.input(text)
+
+    def talk(self, code: str, *answers: str) -> Cell:
+        """Run a cell, giving the answers in turn to what it asks."""
+        cell = self.start(code, stdin=True)
+        for answer in answers:
+            self.asked()
+            self.answer(answer)
+        self.wait(cell)
         return cell
 
     def wait(self, cell: Cell, *, timeout: float = 90.0) -> None:

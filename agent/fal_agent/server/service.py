@@ -36,6 +36,7 @@ from fal_agent.wire import (
     Need,
     Ping,
     Pong,
+    Reply,
     Submit,
     Welcome,
 )  # fmt: skip
@@ -108,6 +109,7 @@ class Service:
             Interrupt: self._interrupt,
             Cancel: self._cancel,
             Kill: self._kill,
+            Reply: self._reply,
             Ask: self._ask,
             Ping: self._ping,
         }
@@ -404,6 +406,11 @@ class Service:
             run.worker.kill_run(run, failure)
         else:
             self._withdraw(run, failure)
+
+    def _reply(self, _connection: Connection, message: Reply, buffers: list[bytes]) -> None:
+        run = self.runs.get(message.run_id)
+        if run is not None and run.worker is not None and not run.is_finished:
+            run.worker.send(message, buffers)
 
     def _begin_lease(self, run: Run) -> None:
         if self.apps.of_run(run.run_id) is not None:  # it goes on, and looks at its lease itself

@@ -19,6 +19,7 @@ from fal_agent.wire import (
     Activity,
     Adopt,
     Clear,
+    Comm,
     Display,
     Execute,
     Failure,
@@ -30,6 +31,7 @@ from fal_agent.wire import (
     Log,
     Message,
     Progress,
+    Prompt,
     Ready,
     Result,
     Returned,
@@ -54,7 +56,7 @@ _log = logging.getLogger(__name__)
 _INTERRUPT_GRACE = 5.0  # seconds that a call whose time is over has to react to its interrupt
 _END_GRACE = 2.0  # seconds between asking a worker to end and making it
 _SHARING = ("function", "map")  # kinds of calls of which several may run in one worker
-_EVENTS = (Log, Display, Clear, Progress, Item, Serving, Result, Failure)
+_EVENTS = (Log, Display, Clear, Progress, Prompt, Comm, Item, Serving, Result, Failure)
 
 
 class Worker:
@@ -123,7 +125,7 @@ class Worker:
     @property
     def is_busy(self) -> bool:
         """Whether calls run here that others must make room for: cells and apps stand in nobody's way."""
-        return any(run.call.kind not in ("cell", "app", "gateway") for run in self.runs.values())
+        return any(run.call.kind not in ("cell", "comm", "app", "gateway") for run in self.runs.values())
 
     @property
     def is_idle(self) -> bool:

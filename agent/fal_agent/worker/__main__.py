@@ -16,8 +16,8 @@ import traceback
 from typing import Optional
 
 from fal_agent.duplex import Duplex
-from fal_agent.wire import Ack, Execute, Interrupt, Lend, Message, Ready, Recall, Runners
-from fal_agent.worker import datapaths
+from fal_agent.wire import Ack, Execute, Interrupt, Lend, Message, Ready, Recall, Reply, Runners
+from fal_agent.worker import asking, datapaths
 from fal_agent.worker.capture import Capture
 from fal_agent.worker.executor import Executor
 from fal_agent.worker.secrets import Secrets
@@ -39,6 +39,7 @@ def main(descriptor: int) -> None:
     capture = Capture(log_fd, secrets)
     datapaths.install()  # before output is captured: should it fail, the log says why
     capture.install()
+    asking.install()
     executor = Executor(capture, secrets)
     os.register_at_fork(after_in_child=executor.after_fork)
 
@@ -49,6 +50,8 @@ def main(descriptor: int) -> None:
             executor.acknowledge(message.run_id, message.credit)
         elif isinstance(message, Interrupt):
             executor.interrupt(message.run_id)
+        elif isinstance(message, Reply):
+            executor.reply(message, buffers[0] if buffers else b"")
         elif isinstance(message, Lend):
             executor.lend(message)
         elif isinstance(message, Recall):

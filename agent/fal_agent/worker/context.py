@@ -7,6 +7,7 @@ make the emitting thread wait, so a slow reader slows the call down and memory s
 from __future__ import annotations
 
 import json
+import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,16 +16,32 @@ from typing import Any, Optional
 
 from fal_agent.framing import Buffer
 from fal_agent.masking import Masker, Tail
-from fal_agent.wire import WINDOW, Clear, Data, Display, Execute, Item, Log, Message, Progress, Serving, Task
+from fal_agent.wire import (
+    WINDOW,
+    Clear,
+    Comm,
+    Data,
+    Display,
+    Execute,
+    Item,
+    Log,
+    Message,
+    Progress,
+    Prompt,
+    Serving,
+    Task,
+)
 from fal_agent.worker.outbox import Outbox
 from fal_agent.worker.secrets import Secrets
 
-__all__ = ["CURRENT_CALL", "CallContext"]
+__all__ = ["CURRENT_CALL", "Answer", "CallContext"]
 
 _ITEM_COST = 8 << 10  # a small item counts for this much, so that a generator runs at most 128 items ahead
 _FLUSH_BYTES = 32 << 10
+_MAX_PROMPT = 64 << 10  # characters
 
 Send = Callable[[Message, Sequence[Buffer]], None]
+Answer = tuple[str, str]  # to a prompt: the text, and the name of the exception that it is the message of
 
 
 class CallContext:
@@ -50,6 +67,8 @@ class CallContext:
         self._unacknowledged = 0
         self._credit = threading.Condition()
         self._emitting = threading.RLock()  # keeps logs and displays in the order they were made
+        self._answers: dict[int, queue.SimpleQueue[Answer]] = {}
+        self._prompts = 0
         self._text: list[str] = []
         self._text_stream, self._text_request = "stdout", ""
         self._text_size = 0
@@ -162,6 +181,35 @@ class CallContext:
             self.flush()
             self._emit(Progress(self.run_id, name, done, total, sent_at=time.time(), cost=128), [])
 
+    def ask(self, text: str, *, password: bool) -> queue.SimpleQueue[Answer]:
+        """Ask the person for a line of text; give where the answer will be.
+
+        Args:
+            text: what to ask, cut after 64 KiB.
+            password: what is typed must not be seen.
+        """
+        self.gather()
+        with self._emitting:
+            self.flush()
+            self._prompts += 1
+            answer = self._answers[self._prompts] = queue.SimpleQueue()
+            text = text[:_MAX_PROMPT]
+            self._emit(
+                Prompt(self.run_id, self._prompts, text, password, sent_at=time.time(), cost=128 + len(text)),
+                [],
+            )
+        return answer
+
+    def comm(self, action: str, comm_id: str, content: dict[str, Any], buffers: Sequence[Buffer]) -> None:
+        """Let a widget speak to its other half; see `wire.Comm`."""
+        parts = [json.dumps(content, default=_as_text).encode(), *buffers]
+        size = sum(len(part) for part in parts)
+        self.gather()
+        with self._emitting:
+            self.flush()
+            refs, kept = self._pack(parts)
+            self._emit(Comm(self.run_id, comm_id, action, refs, sent_at=time.time(), cost=size), kept)
+
     def serving(self) -> None:
         """Say that an app answers requests."""
         with self._emitting:
@@ -187,6 +235,12 @@ class CallContext:
             refs, buffers = self._pack(parts)
             self.is_over = True
             self._send(make(refs), buffers)
+
+    def answer(self, number: int, text: str, error: str) -> None:
+        """The person answered a prompt, or cannot; an answer that nobody waits for any more is forgotten."""
+        waiting = self._answers.pop(number, None)
+        if waiting is not None:
+            waiting.put((text, error))
 
     def acknowledge(self, credit: int) -> None:
         """The reader dealt with `credit` bytes."""

@@ -23,7 +23,7 @@ from fal_agent import failures, pickling
 from fal_agent.calling import complete, dump_result, run_chunk, run_coroutine, stream, stream_async
 from fal_agent.duplex import c_signal
 from fal_agent.errors import ProtocolError
-from fal_agent.wire import Data, Execute, Failure, Lend, Listening, Result, Returned, Task
+from fal_agent.wire import Data, Execute, Failure, Lend, Listening, Reply, Result, Returned, Task
 from fal_agent.worker.app_runner import AppRunner
 from fal_agent.worker.context import CURRENT_CALL, CallContext
 from fal_agent.worker.gateway_runner import GatewayRunner
@@ -130,6 +130,12 @@ class Executor:
         call = self._calls.get(run_id)
         if call is not None:
             call.acknowledge(credit)
+
+    def reply(self, message: Reply, text: bytes) -> None:
+        """The person answered a prompt."""
+        call = self._calls.get(message.run_id)
+        if call is not None:
+            call.answer(message.number, text.decode("utf-8", "replace"), message.error)
 
     def interrupt(self, run_id: str) -> None:
         """Raise KeyboardInterrupt in one call, if it runs."""
