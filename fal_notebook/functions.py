@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib.metadata
 import inspect
 import itertools
 import os
@@ -39,6 +40,7 @@ __all__ = ["Function", "function", "in_notebook", "pydantic_version", "worker_ne
 
 _SETTINGS_SECONDS = 1.0  # after which the host's settings are looked at again
 _KEPT_CALLS = 7
+_OLDEST_WIDGETS = 8  # major version of ipywidgets from which on its comms can be led elsewhere
 
 
 class Function:
@@ -86,7 +88,8 @@ class Function:
     def submit(self, *args: Any, **kwargs: Any) -> Run:
         """Start a call and return at once; the run is a future of the value, and can be awaited."""
         host = self.host
-        return start(host, self._parcel(host, args, kwargs), on_event=display.background(self.__qualname__))
+        draw = display.background(self.__qualname__, display.comm_bridge())
+        return start(host, self._parcel(host, args, kwargs), on_event=draw)
 
     def spawn(self, *args: Any, **kwargs: Any) -> Run:
         """Start a call and return at once; the same as `submit` for a function that is not served."""
@@ -338,9 +341,21 @@ def worker_needs() -> tuple[str, ...]:
     """What our own side of a worker needs besides the user's requirements.
 
     In a notebook that is IPython too, so that cells and functions with the same requirements share an
-    environment, and with it workers and the models cached there.
+    environment, and with it workers and the models cached there; and ipywidgets, if the notebook has it.
     """
-    return ("ipython", "matplotlib-inline") if in_notebook() else ()
+    if not in_notebook():
+        return ()
+    return ("ipython", "matplotlib-inline", *(_widgets() if display.in_kernel() else ()))
+
+
+@functools.cache
+def _widgets() -> tuple[str, ...]:
+    """The ipywidgets that speak to the front end as the notebook's do; none if the notebook has none."""
+    try:
+        major = int(importlib.metadata.version("ipywidgets").partition(".")[0])
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return ()
+    return (f"ipywidgets>={major},<{major + 1}",) if major >= _OLDEST_WIDGETS else ()
 
 
 def pydantic_version() -> str:

@@ -33,6 +33,7 @@ from fal_notebook.options import FunctionOptions, make_options
 from fal_notebook.payload import make_parcel
 from fal_notebook.run import Run, follow, start
 from fal_notebook.secrets import read_secrets
+from fal_notebook.widgets import SessionWidgets
 
 if TYPE_CHECKING:
     import argparse
@@ -98,7 +99,7 @@ def forget_sessions(host: str | Host | None = None) -> None:
     """Sessions on a host were ended; None is the current host."""
     host_name = get_host(host).name
     for key in [key for key in _sessions if key[0] == host_name]:
-        del _sessions[key]
+        _sessions.pop(key).widgets.close()
 
 
 class _Cell:
@@ -124,6 +125,7 @@ class _Cell:
             "first_line": first_line,
             "source": shown,
             "number": number,
+            "parent": display.message_id(),
         }
         lines = [line.strip() for line in code.splitlines() if line.strip()]
         telling = (line for line in lines if not line.startswith(_TELLS_NOTHING))
@@ -144,6 +146,7 @@ class _Session:
 
     def __init__(self, host: Host, name: str) -> None:
         self.host, self.name = host, name
+        self.widgets = SessionWidgets(host)
         self._requirements: list[str] = []
         self._settings: FunctionOptions = make_options()
         self._is_fresh = False
@@ -223,13 +226,14 @@ class _Session:
             if options.output is not None:
                 cell.namespace[options.output] = run
             try:
-                follow(run, display.drawer())
+                follow(run, display.drawer(self.widgets.bridge))
             except BaseException as error:
                 if isinstance(error, _REFUSALS):
                     self._go_back()
                 else:
                     sending.note_failure()
                     display.note_error(error)
+                    self.widgets.note(error)
                 raise
             self._before = None
             if not sending.stale:
@@ -242,7 +246,8 @@ class _Session:
     def start_in_background(self, cell: _Cell, options: argparse.Namespace) -> Run:
         """Start a cell; its names come back when the run's `result()` is asked for."""
         sending = _Sending(self, self._names, cell, options)
-        run = sending.start(decode=sending.decode, on_event=display.background(cell.label))
+        draw = display.background(cell.label, self.widgets.bridge)
+        run = sending.start(decode=sending.decode, on_event=draw)
 
         def note(done: Future[Any]) -> None:
             event = Future.result(done).event if not done.cancelled() else None  # not opened yet
@@ -293,6 +298,7 @@ class _Sending:
     def start(self, **run_options: Any) -> Run:
         """Send the cell."""
         call = self._session.call(self._cell.label, timeout=self._options.timeout)
+        self._session.widgets.belong_to(call)
         return start(self._session.host, _parcel(call, self._request, self._cell.place), **run_options)
 
     def decode(self, received: Received) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from fal_agent.wire import Clear, Display, Failure, Log, Result, Stage
+from fal_agent.wire import Clear, Comm, Display, Failure, Log, Result, Stage
+from fal_notebook.display.comms import CommBridge, without_dead_views
 from fal_notebook.display.errors import HeldError, hold_error, plain_text, show_error, show_page
 from fal_notebook.display.phases import TICK, Phases, TextDecoder
 
@@ -29,9 +30,14 @@ _HEAD, _TAIL = 100_000, 200_000  # characters of a background run's text that ar
 
 
 class CellFace:
-    """Draws in the cell that is running."""
+    """Draws in the cell that is running.
 
-    def __init__(self) -> None:
+    Args:
+        bridge: of the session; None for the call's own.
+    """
+
+    def __init__(self, bridge: CommBridge | None = None) -> None:
+        self._bridge = bridge or CommBridge()
         self._phases = Phases()
         self._line = _StatusLine(_parent_header())
         self._decode = TextDecoder()
@@ -76,8 +82,10 @@ class CellFace:
 
     def _draw_output(self, received: Received) -> None:
         event = received.event
-        if self._held is not None and isinstance(event, (Log, Display, Clear)):
+        if self._held is not None and isinstance(event, (Log, Display, Clear, Comm)):
             self._held.later.append(received)
+        elif isinstance(event, Comm):
+            self._bridge.draw(received)
         elif isinstance(event, Display):
             self._draw_display(event.kind, json.loads(bytes(received.data[0])))
         else:
@@ -95,7 +103,7 @@ class CellFace:
             clear_output(wait=event.wait)
 
     def _draw_display(self, kind: str, content: dict[str, Any]) -> None:
-        data, metadata = content["data"], content["metadata"]
+        data, metadata = without_dead_views(content["data"]), content["metadata"]
         if kind == "result":
             publish_result(data, metadata)
         elif kind == "page":
@@ -117,8 +125,8 @@ class CellFace:
 class BackgroundFace:
     """One run in the background; what it prints is drawn on the board of the cell that started it."""
 
-    def __init__(self, label: str) -> None:
-        self.label = label
+    def __init__(self, label: str, bridge: CommBridge | None = None) -> None:
+        self.label, self._bridge = label, bridge
         self.text: list[str] = []
         self.is_over = self.has_failed = False
         self._size = 0
@@ -134,6 +142,9 @@ class BackgroundFace:
                 self._add(self._decode(received))
             elif isinstance(event, Display):
                 self._show(event.kind, json.loads(bytes(received.data[0])))
+            elif isinstance(event, Comm):
+                if self._bridge is not None:
+                    self._bridge.draw(received, self._board.parent)
             elif isinstance(event, Clear):
                 self.text, self._size = [], 0
             elif isinstance(event, (Result, Failure)):
@@ -165,7 +176,7 @@ class _Board:
 
     def __init__(self, parent: Any) -> None:
         self.lock = threading.RLock()
-        self._parent = parent
+        self.parent = parent
         self._display_id = f"fal-{uuid.uuid4().hex}"
         self._faces: list[BackgroundFace] = []
         self._drawn_at = 0.0
@@ -183,9 +194,8 @@ class _Board:
     def show(self, content: dict[str, Any], *, update: bool) -> None:
         """Show something that is more than text, below the board."""
         display_id = content["transient"].get("display_id")
-        _publish(
-            content["data"], content["metadata"], display_id=display_id, update=update, parent=self._parent
-        )
+        data = without_dead_views(content["data"])
+        _publish(data, content["metadata"], display_id=display_id, update=update, parent=self.parent)
 
     def redraw_soon(self) -> None:
         """Draw what has changed, not more often than the eye can follow."""
@@ -217,7 +227,7 @@ class _Board:
         }
         # An update is found by its id, whatever cell it comes from; some front ends hear only the
         # cell that is running.
-        parent = _running.parent if update else self._parent
+        parent = _running.parent if update else self.parent
         _publish(shown, {}, display_id=self._display_id, update=update, parent=parent)
 
     def _headline(self) -> str:

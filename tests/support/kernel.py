@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["Cell", "Kernel", "start_kernel"]
 
@@ -72,6 +72,8 @@ class Kernel:
     Attributes:
         cells: every cell that was run, the oldest first.
         widgets: the state of each widget, by its id.
+        buffers: the binary buffers of its last message, likewise.
+        taken: what `Output` widgets took from the cells that they were open in, likewise.
         updates: how often a display was updated.
     """
 
@@ -79,6 +81,8 @@ class Kernel:
         self._client, self._manager = client, manager
         self.cells: list[Cell] = []
         self.widgets: dict[str, dict[str, Any]] = {}
+        self.buffers: dict[str, list[bytes]] = {}
+        self.taken: dict[str, Cell] = {}
         self.updates = 0
         self._displays: dict[str, list[dict[str, Any]]] = {}
         self._replies: dict[str, dict[str, Any]] = {}
@@ -142,6 +146,35 @@ class Kernel:
         content = {"comm_id": views[0], "data": {"method": "custom", "content": {"event": "click"}}}
         self._client.shell_channel.send(self._client.session.msg("comm_msg", content))
 
+    def say(
+        self, widget: str, data: dict[str, Any], buffers: list[bytes] | None = None, *, timeout: float = 60.0
+    ) -> Cell:
+        """Send a message to a widget, and wait until it was dealt with; give what it caused."""
+        message = self._client.session.msg("comm_msg", {"comm_id": widget, "data": data})
+        caused = Cell(message["header"]["msg_id"])
+        self.cells.append(caused)
+        self._client.session.send(self._client.shell_channel.socket, message, buffers=buffers)
+        end = time.monotonic() + timeout
+        while caused.status is None:
+            self._take(end - time.monotonic())
+        return caused
+
+    def set(self, widget: str, **state: Any) -> Cell:
+        """Let a widget have another state, as a person does who moves a slider."""
+        self.widgets[widget].update(state)
+        return self.say(widget, {"method": "update", "state": state, "buffer_paths": []})
+
+    def view(self, cell: Cell) -> str:
+        """The id of the only widget that stands below a cell."""
+        (view,) = [o["data"][_VIEW]["model_id"] for o in cell.outputs if _VIEW in o.get("data", {})]
+        return view
+
+    def until(self, is_so: Callable[[], bool], *, timeout: float = 60.0) -> None:
+        """Listen to the kernel until something is so."""
+        end = time.monotonic() + timeout
+        while not is_so():
+            self._take(end - time.monotonic())
+
     def complete(self, code: str) -> list[str]:
         """Press Tab at the end of `code`."""
         reply = self._client.complete(code, reply=True, timeout=30)
@@ -158,13 +191,22 @@ class Kernel:
         cell = next((c for c in self.cells if c.message_id == message["parent_header"].get("msg_id")), None)
         if kind == "comm_open":
             self.widgets[content["comm_id"]] = dict(content["data"]["state"])
+            self.buffers[content["comm_id"]] = list(map(bytes, message["buffers"]))
         elif kind == "comm_msg" and content["comm_id"] in self.widgets:
             self.widgets[content["comm_id"]].update(content["data"].get("state", {}))
+            self.buffers[content["comm_id"]] = list(map(bytes, message["buffers"]))
+        elif kind == "comm_close":
+            self.widgets.pop(content["comm_id"], None)
         elif kind == "update_display_data":
             self.updates += 1
             for output in self._displays.get(content["transient"]["display_id"], []):
                 output.update(data=content["data"], metadata=content["metadata"])
         elif cell is not None:
+            taker = next(
+                (w for w, state in self.widgets.items() if state.get("msg_id") == cell.message_id), None
+            )
+            if taker is not None and kind != "status":
+                cell = self.taken.setdefault(taker, Cell(""))
             self._add(cell, kind, content)
 
     def _add(self, cell: Cell, kind: str, content: dict[str, Any]) -> None:

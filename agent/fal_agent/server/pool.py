@@ -194,6 +194,11 @@ class Pool:
         if run.call.session is not None:
             if any(run.call.session in worker.sessions for worker in mine) or starting:
                 return
+            if run.call.kind == "comm":
+                self._queues[queue].popleft()
+                run.fail("lost", "the session that the widget belonged to has ended")
+                self._serve(queue)
+                return
         elif not self._has_room(run, mine):
             return
         delay = run.call.scaling.scaling_delay - (time.monotonic() - run.queued_at)

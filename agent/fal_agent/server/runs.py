@@ -42,6 +42,9 @@ class Run:
         state: "building", "queued", "running", or one of `FINISHED`.
         worker: the process that runs it (`fal_agent.server.pool.Worker`).
         timers: what must be cancelled when it ends.
+
+    Args:
+        journal: keeps what it says; None for what is not worth keeping.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class Run:
         buffers: list[bytes],
         client_id: str,
         connection: Optional[Connection],
-        journal: Journal,
+        journal: Optional[Journal],
         attended: bool = False,
     ) -> None:
         self.run_id, self.prepared, self.arguments, self.buffers = run_id, prepared, arguments, buffers
@@ -102,7 +105,9 @@ class Run:
         content["seq"] = self._seq
         frame = encode_frame(content, buffers)
         blobs = [ref for ref in getattr(event, "data", ()) if isinstance(ref, str)]
-        if getattr(event, "private", False):
+        if self._journal is None:
+            pass
+        elif getattr(event, "private", False):
             self._journal.append(self.run_id, self._seq, _without_secret(event, self._seq), [])
         else:
             self._journal.append(self.run_id, self._seq, frame, blobs)
@@ -137,13 +142,13 @@ class Run:
     def set_state(self, state: str) -> None:
         """Enter a state that is not final."""
         self.state = state
-        self._journal.set_state(self.run_id, state)
+        self._record(state)
 
     def record_running(self) -> None:
         """Put into the journal that the run is running: worth it only for one that takes a while."""
         if self.state == "running" and not self._is_recorded:
             self._is_recorded = True
-            self._journal.set_state(self.run_id, "running")
+            self._record("running")
 
     def detach(self) -> None:
         """The notebook is away: acknowledge in its stead from here on."""
@@ -173,13 +178,17 @@ class Run:
             if self.watchers:
                 self.connection = self.watchers.pop(0)
 
+    def _record(self, state: str, error: Optional[str] = None) -> None:
+        if self._journal is not None:
+            self._journal.set_state(self.run_id, state, error=error)
+
     def _acknowledge(self, credit: int) -> None:
         if self.worker is not None:
             self.worker.send(Ack(self.run_id, self._seq, credit))
 
     def _finish(self, event: Event) -> None:
         self.state, error = ending(event)
-        self._journal.set_state(self.run_id, self.state, error=error)
+        self._record(self.state, error)
         for timer in self.timers.values():
             timer.cancel()
         self.timers.clear()

@@ -194,7 +194,7 @@ class Service:
             buffers=own,
             client_id=connection.client_id,
             connection=connection,
-            journal=self._journal,
+            journal=self._journal if prepared.call.kind != "comm" else None,
             attended=message.attended,
         )
         missing = [name for name in run.blobs if not self._blobs.has(name)]
@@ -204,7 +204,7 @@ class Service:
         if missing and not refused:
             connection.send(Need(message.run_id, missing))
             return
-        if not self._journal.add_run(
+        if prepared.call.kind != "comm" and not self._journal.add_run(
             message.run_id,
             client_id=run.client_id,
             label=prepared.call.label,

@@ -53,6 +53,7 @@ class CallContext:
         task: what is to run.
         is_struck: an interrupt reached its code.
         is_over: true once its result has been sent; what it says later is not heard.
+        parent: id of the front end's message that it answers; "" where there is none.
         gather: hands over what C code and subprocesses wrote until now.
     """
 
@@ -61,6 +62,7 @@ class CallContext:
         self._secrets = secrets or Secrets()
         self._tails: dict[str, Tail] = {}  # by stream: text that may be the beginning of a secret
         self.is_over = self.is_struck = False
+        self.parent = ""
         self.gather: Callable[[], None] = _nothing
         self._send = send
         self._outbox = Outbox(task.outbox)

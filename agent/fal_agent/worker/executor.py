@@ -347,6 +347,9 @@ class Executor:
                 task.session or "", pickling.load(arguments[:1]), arguments, call, fresh=task.fresh
             )
             return [*pickling.dump(reply)[:1], *parts], False
+        if task.kind == "comm":
+            self._sessions.hear(task.session or "", pickling.load(arguments[:1]), arguments[1:], call)
+            return dump_result(None, task.label), False
         if task.kind == "gateway":
             self._serve_gateway(call)
             return dump_result(None, task.label), False

@@ -11,6 +11,7 @@ A cell's request is a dict:
     first_line  int     line of `source` where `code` begins, from 1
     source      str     the whole text that `filename` stands for
     number      int     the cell's number in the notebook
+    parent      str     id of the front end's message that the cell came in; "" outside of a kernel
     names       dict    name -> [start, stop, version]: values that came along, slices of the parts
     held        dict    name -> version that the session is taken to hold; "*" for whichever
     aliases     dict    name -> [name in the session, version]: another name for a value that is here
@@ -47,6 +48,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from fal_agent import pickling
 from fal_agent.errors import FalServerlessError
 from fal_agent.failures import OpeningError
+from fal_agent.worker import comms
 from fal_agent.worker.previews import describe_value, from_device, is_larger, type_name
 
 if TYPE_CHECKING:
@@ -93,6 +95,19 @@ class Sessions:
             session = self._sessions[name] = _Session()
         return session.run(request, parts, call)
 
+    def hear(self, name: str, message: dict[str, Any], buffers: Sequence[Buffer], call: CallContext) -> None:
+        """Deliver a front end's message to a widget of a session; of one that is gone nobody hears.
+
+        Args:
+            name: of the session.
+            message: "action" ("open", "msg" or "close"), "parent" (its id) and "content", as Jupyter has it.
+            buffers: its binary buffers.
+            call: takes what the widget's callbacks show.
+        """
+        session = self._sessions.get(name)
+        if session is not None:
+            session.hear(message, buffers, call)
+
 
 @dataclass
 class _Reply:
@@ -127,6 +142,7 @@ class _Session:
         if reply.stale:
             return vars(reply), []
         self._shell.become_current()
+        _begin(call, request)
         arrived = self._take(request, parts)
         bound = self._execute(request, call, reply) if request["code"].strip() else set()
         wanted = dict.fromkeys([*request["wanted"], *(sorted(bound) if request["returns"] else ())])
@@ -135,6 +151,23 @@ class _Session:
         told = {*arrived, *bound, *wanted}
         reply.versions = {name: version for name, version in self._versions.items() if name in told}
         return vars(reply), buffers
+
+    def hear(self, message: dict[str, Any], buffers: Sequence[Buffer], call: CallContext) -> None:
+        """Deliver a message to a widget; see `Sessions.hear`."""
+        self._shell.become_current()
+        _begin(call, message)
+        msg_type, parent = f"comm_{message['action']}", message["parent"]
+        whole = {
+            "header": {"msg_id": parent, "msg_type": msg_type},
+            "parent_header": {},
+            "msg_id": parent,
+            "msg_type": msg_type,
+            "metadata": message["metadata"],
+            "content": message["content"],
+            "buffers": [memoryview(buffer) for buffer in buffers],
+        }
+        with self._in_own_folder():
+            self._shell.run_callback(lambda: comms.deliver(message["action"], whole), call)
 
     # ------------------------------------------------------------ before the cell
 
@@ -255,6 +288,13 @@ class _Trace:
         if self._ref is None:
             return self._id == id(value) and not may_be_new
         return self._ref() is value
+
+
+def _begin(call: CallContext, request: dict[str, Any]) -> None:
+    """A session's call begins: widgets speak through it."""
+    call.parent = request.get("parent", "")
+    comms.hook()
+    comms.speak_for(call)
 
 
 def _make_shell() -> Any:

@@ -30,9 +30,10 @@ from traitlets import Type
 from traitlets.config import Config
 
 from fal_agent.worker.context import CURRENT_CALL
+from fal_agent.worker.marks import bear_marks
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
     from fal_agent.worker.context import CallContext
 
@@ -40,6 +41,7 @@ __all__ = ["SessionShell", "make_shell"]
 
 _REPORTING = ("run_code", "run_ast_nodes", "run_cell_async", "_run_cell")
 _OURS = str(Path(__file__).parent) + os.sep
+_TURNS = 8  # of the event loop after a callback
 _INLINE = "module://matplotlib_inline.backend_inline"
 
 
@@ -182,22 +184,37 @@ class SessionShell(InteractiveShell):  # type: ignore[misc]
             request: see `fal_agent.worker.session`.
             call: takes what the cell shows.
         """
-        self._call, self._depth = call, 0
         self.compile.expect(request)
         self._count_as(request["number"])
+        if call.parent:
+            bear_marks(self)
+        result = self._run(self._run_as_kernels_do(request["code"]), call)
+        error: Optional[BaseException] = result.error_before_exec or result.error_in_exec
+        return error
+
+    def run_callback(self, callback: Callable[[], None], call: CallContext) -> None:
+        """Run what a front end's message causes; `call` takes what it shows."""
+
+        async def run() -> None:
+            callback()
+            for _ in range(_TURNS):  # tasks that it woke go on; the loop stands still between calls
+                await asyncio.sleep(0)
+
+        self._run(run(), call)
+
+    def _run(self, coroutine: Coroutine[Any, Any, Any], call: CallContext) -> Any:
+        self._call, self._depth = call, 0
         try:
-            result = _run_coroutine(self._run_in_loop(request["code"]))
+            return _run_coroutine(self._run_in_loop(coroutine))
         finally:
             self._call = None
             for variable, value in self._context.items():  # such as NumPy's print options; a task has a copy
                 variable.set(value)
-        error: Optional[BaseException] = result.error_before_exec or result.error_in_exec
-        return error
 
-    async def _run_in_loop(self, code: str) -> Any:
-        """Run a cell while an event loop runs, as a kernel does: tasks may be made in any cell."""
+    async def _run_in_loop(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run while an event loop runs, as a kernel does: tasks may be made in any cell."""
         try:
-            return await self._run_as_kernels_do(code)
+            return await coroutine
         finally:
             self._context = contextvars.copy_context()
 
