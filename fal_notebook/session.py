@@ -54,6 +54,10 @@ _TELLS_NOTHING = ("import ", "from ", "#", "@", "%")
 _AUTO = "auto"
 _REFUSALS = (EnvironmentBuildError, RequirementError, ResourceError)  # the cell's needs cannot be met
 _REFUSAL_KINDS = ("environment", "requirement", "resources")
+_NOTHING: dict[str, Any] = {  # a request in which no name goes along or comes back
+    "names": {}, "held": {}, "aliases": {}, "deleted": [], "binds": [], "may_bind": [],
+    "returns": False, "wanted": [],
+}  # fmt: skip
 
 _kernel = f"kernel-{uuid.uuid4().hex[:12]}"  # the name of sessions that were given none: of this kernel alone
 _sessions: dict[tuple[str, str], _Session] = {}
@@ -232,7 +236,7 @@ class _Session:
                     self._go_back()
                 else:
                     sending.note_failure()
-                    display.note_error(error)
+                    display.note_error(error, lambda: self._debug(cell.shell))
                     self.widgets.note(error)
                 raise
             self._before = None
@@ -257,12 +261,16 @@ class _Session:
         run.add_done_callback(note)
         return run
 
+    def _debug(self, shell: Any) -> None:
+        """Let the person walk through the frames of the session's last error, on the host."""
+        place = {**_Cell(shell, "%debug\n").place, "code": "%debug\n"}
+        parcel = _parcel(self.call("%debug", timeout=None), Request(dict(_NOTHING)), place)
+        follow(start(self.host, parcel, decode=_decode), display.drawer(self.widgets.bridge))
+
     def _fetch(self, handle: Handle) -> Any:
         """Bring the value of a handle."""
         __tracebackhide__ = True
-        held = {handle.name: handle.version}
-        content = {"names": {}, "held": held, "aliases": {}, "deleted": [], "binds": [], "may_bind": [],
-                   "returns": False, "wanted": [handle.name]}  # fmt: skip
+        content = {**_NOTHING, "held": {handle.name: handle.version}, "wanted": [handle.name]}
         place = {"code": "", "filename": "", "first_line": 1, "source": "", "number": 0}
         parcel = _parcel(
             self.call(f"{handle.name}.get()", timeout=None), Request(content), place, _EVERYTHING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from support.kernel import Kernel, start_kernel
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from support.kernel import Cell
 
 pytest.importorskip("ipykernel")
 
@@ -111,3 +114,87 @@ def test_a_thread_asks_for_the_call_that_started_it(kernel: Kernel) -> None:
         "t = threading.Thread(target=lambda: got.append(input('t? ')))\nt.start(); t.join()\ngot"
     )
     assert kernel.talk(code, "yes").result == "['yes']"
+
+
+# ---------------------------------------------------------------- debuggers
+
+
+def converse(kernel: Kernel, cell: Cell, *commands: str) -> list[str]:
+    """Type commands into a debugger's field; give what had been printed at each of them."""
+    for command in commands:
+        assert kernel.asked()[0].rstrip().strip("()").lower() in ("ipdb>", "pdb")
+        kernel.answer(command)
+    kernel.wait(cell)
+    return re.sub(r"\x1b\[[\d;]*m", "", cell.text).splitlines()
+
+
+def test_a_breakpoint_stops_in_the_cell_and_takes_commands(kernel: Kernel) -> None:
+    code = (
+        "%%fal\ndef area(w, h):\n    breakpoint()\n    size = w * h\n    return size\n\n"
+        "print('got', area(6, 7))"
+    )
+    cell = kernel.start(code, stdin=True)
+    text = "\n".join(converse(kernel, cell, "p w, h", "n", "n", "p size", "u", "l", "d", "p w", "w", "c"))
+    assert cell.status == "ok", cell.outputs
+    assert "(6, 7)" in text
+    assert "\n42\n" in text
+    assert "print('got', area(6, 7))" in text
+    assert text.endswith("got 42")
+
+
+def test_pdb_can_be_left_and_the_session_goes_on(kernel: Kernel) -> None:
+    cell = kernel.start("%%fal\nkeep = 5\nimport pdb; pdb.set_trace()\nx = 1", stdin=True)
+    converse(kernel, cell, "p keep + 1", "q")
+    assert cell.status == "ok"  # the debugger had reached the end of the statement
+    assert "6" in cell.text
+    assert kernel.run("%%fal\nkeep").result == "5"
+
+
+def test_an_interrupt_ends_a_debugger(kernel: Kernel) -> None:
+    cell = kernel.start("%%fal\nbreakpoint()\nx = 1", stdin=True)
+    kernel.asked()
+    kernel.interrupt()
+    kernel.wait(cell)
+    assert "KeyboardInterrupt: Interrupted by user" in cell.text  # as in a plain kernel
+    assert kernel.run("%%fal\nx").result == "1"
+
+
+def test_a_function_stops_at_its_breakpoint(kernel: Kernel) -> None:
+    kernel.run("@fal.function\ndef inner(n):\n    m = n * 2\n    breakpoint()\n    return m")
+    cell = kernel.start("inner(4)", stdin=True)
+    text = converse(kernel, cell, "p m", "c")
+    assert "8" in text
+    assert cell.result == "8"
+
+
+def test_debug_in_a_plain_cell_stands_in_the_frames_on_the_host(kernel: Kernel) -> None:
+    kernel.run(
+        "%%fal\nclass Local:\n    def __repr__(self): return 'only there'\n"
+        "def fail(n):\n    here = Local()\n    return n / 0\n"
+        "def outer():\n    count = 3\n    return fail(count)\nouter()"
+    )
+    cell = kernel.start("%debug", stdin=True)
+    text = "\n".join(converse(kernel, cell, "p here, n", "u", "p count", "q"))
+    assert cell.status == "ok", cell.outputs
+    assert "(only there, 3)" in text
+    assert "\n3\n" in text + "\n"
+    again = kernel.start("%%fal\n%debug", stdin=True)  # the same from within the session
+    assert "(only there, 3)" in "\n".join(converse(kernel, again, "p here, n", "q"))
+    assert "fail(count)" in str(kernel.run("%tb").outputs)
+
+
+def test_what_only_failed_frames_hold_is_let_go_of(kernel: Kernel) -> None:
+    """A model on the GPU, say, that a failed cell had loaded."""
+    fail = "    try: 1 / 0\n    except ZeroDivisionError as error:\n        kept = error\n        raise\n"
+    kernel.run(
+        "%%fal\nimport weakref\nclass Model: pass\ndef load():\n    global seen\n    model = Model()\n"
+        f"    seen = weakref.ref(model)\n{fail}load()"
+    )
+    assert kernel.run("%%fal\nseen() is None").result == "True"
+    kernel.run(
+        "@fal.function\ndef load():\n    import sys, weakref\n    class Model: pass\n    model = Model()\n"
+        f"    sys.seen = weakref.ref(model)\n{fail}"
+        "@fal.function\ndef look():\n    import sys\n    return sys.seen() is None"
+    )
+    kernel.run("load()")
+    assert kernel.run("look()").result == "True"

@@ -63,6 +63,7 @@ class HeldError:
 
 
 _held: list[HeldError] = []  # of the cell that runs now; one at most
+_debuggable: list[tuple[BaseException, Callable[[], None]]] = []  # the last error whose frames a host keeps
 
 
 def hold_error(content: dict[str, Any], draw: Draw) -> HeldError:
@@ -76,15 +77,16 @@ def forget_error() -> None:
     _held.clear()
 
 
-def note_error(error: BaseException) -> None:
-    """Say what the running cell raises here."""
+def note_error(error: BaseException, debug: Callable[[], None]) -> None:
+    """Say what the running cell raises here; `debug` starts a debugger in its frames on the host."""
     for held in _held:
         held.error = error
+    _debuggable[:] = [(error, debug)]
 
 
 def show_errors_of(shell: Any) -> Callable[[], None]:
     """Let an IPython shell show the errors of cells on hosts as the hosts do; give what undoes it."""
-    original = shell.showtraceback
+    original, original_debugger = shell.showtraceback, shell.debugger
 
     def showtraceback(*args: Any, **options: Any) -> None:
         error = sys.exc_info()[1]
@@ -97,12 +99,23 @@ def show_errors_of(shell: Any) -> Callable[[], None]:
             error.__traceback__,
         )  # for %debug
         _held.pop().show(lambda: original(*args, **options))
+        debugger()
 
-    shell.showtraceback = showtraceback
+    def debugger(force: bool = False) -> None:
+        """Debug the last error where its frames are: `%debug`, and after `%pdb on` any error."""
+        if not (force or shell.call_pdb):
+            return
+        if _debuggable and _debuggable[0][0] is getattr(sys, "last_value", None):
+            _debuggable[0][1]()
+        else:
+            original_debugger(force)
+
+    shell.showtraceback, shell.debugger = showtraceback, debugger
 
     def undo() -> None:
-        if vars(shell).get("showtraceback") is showtraceback:
-            del shell.showtraceback
+        for name, ours in (("showtraceback", showtraceback), ("debugger", debugger)):
+            if vars(shell).get(name) is ours:
+                delattr(shell, name)
 
     return undo
 

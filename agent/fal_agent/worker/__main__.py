@@ -17,7 +17,7 @@ from typing import Optional
 
 from fal_agent.duplex import Duplex
 from fal_agent.wire import Ack, Execute, Interrupt, Lend, Message, Ready, Recall, Reply, Runners
-from fal_agent.worker import asking, datapaths
+from fal_agent.worker import asking, datapaths, debugging
 from fal_agent.worker.capture import Capture
 from fal_agent.worker.executor import Executor
 from fal_agent.worker.secrets import Secrets
@@ -40,6 +40,7 @@ def main(descriptor: int) -> None:
     datapaths.install()  # before output is captured: should it fail, the log says why
     capture.install()
     asking.install()
+    debugging.install()
     executor = Executor(capture, secrets)
     os.register_at_fork(after_in_child=executor.after_fork)
 

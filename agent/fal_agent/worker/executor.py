@@ -26,6 +26,7 @@ from fal_agent.errors import ProtocolError
 from fal_agent.wire import Data, Execute, Failure, Lend, Listening, Reply, Result, Returned, Task
 from fal_agent.worker.app_runner import AppRunner
 from fal_agent.worker.context import CURRENT_CALL, CallContext
+from fal_agent.worker.debugging import clear_frames
 from fal_agent.worker.gateway_runner import GatewayRunner
 from fal_agent.worker.lane import Lane
 from fal_agent.worker.opening import Shelf
@@ -328,6 +329,8 @@ class Executor:
 
     def _failure(self, call: CallContext, error: BaseException) -> Callable[[], None]:
         kind, message, detail, parts = failures.describe(error, masker=call.masker)
+        if call.task.kind != "cell":  # a session keeps its last error for %debug
+            clear_frames(error)
 
         def make(data: Data) -> Failure:
             return Failure(call.run_id, kind, message, detail=detail, data=data, sent_at=time.time())
@@ -353,6 +356,8 @@ class Executor:
         if task.kind == "gateway":
             self._serve_gateway(call)
             return dump_result(None, task.label), False
+        if hasattr(sys, "last_value"):
+            self._sessions.forget_errors()
         function_data, digest = request.function_data, task.function or ""
         opened = None if function_data is None else open_data(function_data, buffers, request.blobs)
         function, setup = self._shelf.function(digest, opened, task.reusable, pydantic=task.pydantic)

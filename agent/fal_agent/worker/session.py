@@ -95,6 +95,11 @@ class Sessions:
             session = self._sessions[name] = _Session()
         return session.run(request, parts, call)
 
+    def forget_errors(self) -> None:
+        """Let go of what only the frames of a cell's error hold: a function may need the memory."""
+        for session in self._sessions.values():
+            session.forget_error()
+
     def hear(self, name: str, message: dict[str, Any], buffers: Sequence[Buffer], call: CallContext) -> None:
         """Deliver a front end's message to a widget of a session; of one that is gone nobody hears.
 
@@ -151,6 +156,10 @@ class _Session:
         told = {*arrived, *bound, *wanted}
         reply.versions = {name: version for name, version in self._versions.items() if name in told}
         return vars(reply), buffers
+
+    def forget_error(self) -> None:
+        """See `Sessions.forget_errors`."""
+        self._shell.forget_error()
 
     def hear(self, message: dict[str, Any], buffers: Sequence[Buffer], call: CallContext) -> None:
         """Deliver a message to a widget; see `Sessions.hear`."""
@@ -221,7 +230,10 @@ class _Session:
         for name in reply.deleted:
             self._versions.pop(name, None)
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # it holds this frame, which must not hold it
         return bound
 
     @contextmanager

@@ -12,6 +12,7 @@ import asyncio
 import contextvars
 import linecache
 import os
+import re
 import sys
 import types
 import warnings
@@ -30,6 +31,7 @@ from traitlets import Type
 from traitlets.config import Config
 
 from fal_agent.worker.context import CURRENT_CALL
+from fal_agent.worker.debugging import clear_frames, use_interruptible_pdb
 from fal_agent.worker.marks import bear_marks
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ __all__ = ["SessionShell", "make_shell"]
 _REPORTING = ("run_code", "run_ast_nodes", "run_cell_async", "_run_cell")
 _OURS = str(Path(__file__).parent) + os.sep
 _TURNS = 8  # of the event loop after a callback
+_DEBUGS = re.compile(r"^\s*%(?:debug|tb)\b|\bpdb\b|\blast_(?:value|traceback|exc)\b", re.MULTILINE)
 _INLINE = "module://matplotlib_inline.backend_inline"
 
 
@@ -184,6 +187,10 @@ class SessionShell(InteractiveShell):  # type: ignore[misc]
             request: see `fal_agent.worker.session`.
             call: takes what the cell shows.
         """
+        if not _DEBUGS.search(request["code"]):
+            self.forget_error()
+        elif "pdb" in request["code"]:
+            use_interruptible_pdb()
         self.compile.expect(request)
         self._count_as(request["number"])
         if call.parent:
@@ -191,6 +198,15 @@ class SessionShell(InteractiveShell):  # type: ignore[misc]
         result = self._run(self._run_as_kernels_do(request["code"]), call)
         error: Optional[BaseException] = result.error_before_exec or result.error_in_exec
         return error
+
+    def forget_error(self) -> None:
+        """Let go of the frames of the last error, and of what only they hold."""
+        clear_frames(getattr(sys, "last_value", None))
+        for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+            if hasattr(sys, name):
+                delattr(sys, name)
+        self.last_execution_result = None
+        self.InteractiveTB.tb = self.InteractiveTB.pdb = None
 
     def run_callback(self, callback: Callable[[], None], call: CallContext) -> None:
         """Run what a front end's message causes; `call` takes what it shows."""
