@@ -43,13 +43,12 @@ def test_a_cell_asks_below_itself(kernel: Kernel) -> None:
 
 def test_a_password_is_not_seen_and_is_written_nowhere(kernel: Kernel, own_folders: Path) -> None:
     secret = "correct-horse-" + "battery"
-    cell = kernel.start(
-        "%%fal --no-return\nimport getpass\nlong = len(getpass.getpass('Key: '))\nlong", stdin=True
-    )
+    cell = kernel.start("%%fal\nimport getpass\nkey = getpass.getpass('Key: ')\nlen(key)", stdin=True)
     assert kernel.asked() == ("Key: ", True)
     kernel.answer(secret)
     kernel.wait(cell)
     assert cell.result == str(len(secret))
+    assert kernel.run("key == 'correct-horse-' + 'battery'").result == "True"  # past the journal
     kernel.run("fal.runs()")  # the journal is up to date
     files = [
         path

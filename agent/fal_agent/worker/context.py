@@ -71,6 +71,7 @@ class CallContext:
         self._emitting = threading.RLock()  # keeps logs and displays in the order they were made
         self._answers: dict[int, queue.SimpleQueue[Answer]] = {}
         self._prompts = 0
+        self._passwords: set[int] = set()  # prompts whose answers are secret
         self._text: list[str] = []
         self._text_stream, self._text_request = "stdout", ""
         self._text_size = 0
@@ -141,6 +142,11 @@ class CallContext:
         """Whether a secret stands in what is about to be sent."""
         return self.masker is not None and self.masker.is_in(parts)
 
+    def is_private(self, parts: Sequence[Buffer]) -> bool:
+        """Whether that is so, or what the person answered to `getpass` stands in it."""
+        typed = self._secrets.typed
+        return self.holds_secret(parts) or (typed is not None and typed.is_in(parts))
+
     @property
     def has_text(self) -> bool:
         """Whether text waits to be sent."""
@@ -192,10 +198,12 @@ class CallContext:
         """
         self.gather()
         with self._emitting:
-            self.flush()
+            self.flush_all()
             self._prompts += 1
             answer = self._answers[self._prompts] = queue.SimpleQueue()
-            text = text[:_MAX_PROMPT]
+            if password:
+                self._passwords.add(self._prompts)
+            text = text[:_MAX_PROMPT] if self.masker is None else self.masker.mask(text)[:_MAX_PROMPT]
             self._emit(
                 Prompt(self.run_id, self._prompts, text, password, sent_at=time.time(), cost=128 + len(text)),
                 [],
@@ -204,11 +212,13 @@ class CallContext:
 
     def comm(self, action: str, comm_id: str, content: dict[str, Any], buffers: Sequence[Buffer]) -> None:
         """Let a widget speak to its other half; see `wire.Comm`."""
+        if self.masker is not None:
+            content = self.masker.mask_all(content)
         parts = [json.dumps(content, default=_as_text).encode(), *buffers]
         size = sum(len(part) for part in parts)
         self.gather()
         with self._emitting:
-            self.flush()
+            self.flush_all()
             refs, kept = self._pack(parts)
             self._emit(Comm(self.run_id, comm_id, action, refs, sent_at=time.time(), cost=size), kept)
 
@@ -224,7 +234,7 @@ class CallContext:
         with self._emitting:
             self.flush()
             refs, buffers = self._pack(parts)
-            private = self.holds_secret(parts)
+            private = self.is_private(parts)
             cost = max(size, _ITEM_COST)
             self._emit(Item(self.run_id, refs, private=private, sent_at=time.time(), cost=cost), buffers)
 
@@ -242,6 +252,8 @@ class CallContext:
         """The person answered a prompt, or cannot; an answer that nobody waits for any more is forgotten."""
         waiting = self._answers.pop(number, None)
         if waiting is not None:
+            if number in self._passwords and not error:
+                self._secrets.learn(text)
             waiting.put((text, error))
 
     def acknowledge(self, credit: int) -> None:

@@ -321,7 +321,7 @@ class Executor:
                 generator=generator,
                 seconds=seconds,
                 struck=call.is_struck,
-                private=call.holds_secret(parts),
+                private=call.is_private(parts),
                 sent_at=time.time(),
             ),
             parts,

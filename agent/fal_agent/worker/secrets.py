@@ -28,10 +28,12 @@ class Secrets:
 
     Attributes:
         masker: knows all that the process was given so far; None if there were none.
+        typed: knows what the person answered to `getpass`; nothing that holds it is journaled.
     """
 
     def __init__(self) -> None:
         self.masker: Optional[Masker] = None
+        self.typed: Optional[Masker] = None
         self._present: Mapping[str, str] = {}
         self._replaced: dict[str, Optional[str]] = {}  # name -> the host's own value, None if there is none
         self._lock = threading.Lock()
@@ -52,6 +54,11 @@ class Secrets:
             self._replaced = {name: os.environ.get(name) for name in variables}
             os.environ.update(variables)
             self._present = variables
+
+    def learn(self, password: str) -> None:
+        """Know what the person answered to `getpass`. It is shown where code prints it, as anywhere."""
+        with self._lock:
+            self.typed = masker_of(self.typed, {"": password})
 
     def mask(self, text: str) -> str:
         """Give a text without the secrets."""
