@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from support.jupyterlab import Lab, find_chromium, start_lab
+from support.jupyterlab import find_chromium
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from support.jupyterlab import Lab
 
 pytestmark = [
     pytest.mark.skipif(find_chromium() is None, reason="needs Chromium: tools/setup-system"),
@@ -40,12 +37,6 @@ class Echo(fal.App, name="NAME"):
 app = Echo.spawn()
 app'''
 WAIT = "while not app.future.done():\n    time.sleep(0.1)\nprint('seen to end')"
-
-
-@pytest.fixture(scope="module")
-def lab(own_folders: Path) -> Iterator[Lab]:
-    with start_lab(PYTHONPATH=os.pathsep.join(filter(None, sys.path))) as lab:
-        yield lab
 
 
 def test_the_card_is_live_and_stays_readable(lab: Lab) -> None:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from support.jupyterlab import Lab, find_chromium, start_lab
+from support.jupyterlab import find_chromium
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from support.jupyterlab import Lab
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="needs Chromium: tools/setup-system")
 
@@ -24,12 +21,6 @@ def draw(size=3):
     print('■' * size, size)"""
 SHOW = "%%fal\nsizes = widgets.IntSlider(description='stays', max=40)\nsizes"
 READ = "%%fal\nprint('the host has', sizes.value)"
-
-
-@pytest.fixture(scope="module")
-def lab(own_folders: Path) -> Iterator[Lab]:
-    with start_lab(PYTHONPATH=os.pathsep.join(filter(None, sys.path))) as lab:
-        yield lab
 
 
 def test_a_slider_moved_by_the_mouse_changes_a_value_on_the_host(lab: Lab) -> None:
