@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["exception_from", "make_traceback", "reraise"]
 
 _SIGKILL = 9
+_RAISED = "<raised>"  # a name that no variable has
 
 
 def exception_from(failure: Failure, parts: Sequence[Buffer], host_name: str) -> BaseException:
@@ -69,6 +70,9 @@ def reraise(error: BaseException, traceback: types.TracebackType | None) -> NoRe
 
 def _user_error(failure: Failure, parts: Sequence[Buffer], host_name: str) -> BaseException:
     detail = failure.detail
+    frames = detail.get("frames", ())
+    for frame, variables in zip(reversed(frames), detail.get("variables", ()), strict=False):
+        frame["variables"] = variables
     described = [detail, *detail.get("chain", ())]
     opened = _open(parts, len(described))
     links: list[BaseException] = []
@@ -177,9 +181,9 @@ def _step(frame: dict[str, Any]) -> types.TracebackType:
 
     The code that raises begins where the real function does, because IPython shows lines from there.
     """
-    function = types.FunctionType(_raising_code(frame), {"error": _Marker, "__name__": "<remote>"})
+    function = types.FunctionType(_raising_code(frame), {_RAISED: _Marker, "__name__": "<remote>"})
     try:
-        function()
+        function(*map(_variable, frame.get("variables", {}).values()))
     except _Marker as marker:
         own = marker.__traceback__
     step = own.tb_next if own is not None else None
@@ -196,10 +200,11 @@ def _raising_code(frame: dict[str, Any]) -> types.CodeType:
         "col_offset": frame.get("colno") or 0,
         "end_col_offset": frame.get("end_colno") or 0,
     }
-    there = {"lineno": begin, "end_lineno": here["end_lineno"], "col_offset": 0, "end_col_offset": 0}
+    there: dict[str, Any] = {"lineno": begin, "end_lineno": here["end_lineno"], "col_offset": 0, "end_col_offset": 0}
     (definition,) = ast.parse("def function(): pass").body
     assert isinstance(definition, ast.FunctionDef)
-    definition.body = [ast.Raise(ast.Name("error", ast.Load(), **here), None, **here)]
+    definition.body = [ast.Raise(ast.Name(_RAISED, ast.Load(), **here), None, **here)]
+    definition.args.args = [ast.arg(name, **there) for name in frame.get("variables", ())]
     for name, value in there.items():
         setattr(definition, name, value)
     module = compile(ast.Module([definition], []), frame["filename"], "exec")
@@ -207,6 +212,21 @@ def _raising_code(frame: dict[str, Any]) -> types.CodeType:
     if sys.version_info >= (3, 11):
         code = code.replace(co_qualname=frame["name"])
     return code.replace(co_name=frame["name"])
+
+
+def _variable(told: Any) -> Any:
+    """Give what stands for a variable's value: itself, if it is plain, or its text."""
+    return told[0] if isinstance(told, list) else Elsewhere(told)
+
+
+class Elsewhere:
+    """A value that stayed on a host and was let go of there: only its text is known."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
 
 
 class _Marker(Exception):  # noqa: N818 - never seen

@@ -49,14 +49,16 @@ def test_a_password_is_not_seen_and_is_written_nowhere(kernel: Kernel, own_folde
     kernel.wait(cell)
     assert cell.result == str(len(secret))
     assert kernel.run("key == 'correct-horse-' + 'battery'").result == "True"  # past the journal
-    kernel.run("fal.runs()")  # the journal is up to date
-    files = [
-        path
-        for path in (own_folders / "root").rglob("*")
-        if path.is_file() and "environments" not in path.parts
-    ]
+    assert secret.encode() not in journal(kernel, own_folders)
+
+
+def journal(kernel: Kernel, own_folders: Path) -> bytes:
+    """All that the agent has written down, whatever the file."""
+    kernel.run("fal.runs()")  # it is up to date then
+    files = [path for path in (own_folders / "root").rglob("*") if path.is_file()]
+    written = [path.read_bytes() for path in files if "environments" not in path.parts]
     assert any(path.name.startswith("journal") for path in files)
-    assert [path for path in files if secret.encode() in path.read_bytes()] == []
+    return b"".join(written)
 
 
 def test_a_function_in_the_foreground_asks_too(kernel: Kernel) -> None:
@@ -197,3 +199,20 @@ def test_what_only_failed_frames_hold_is_let_go_of(kernel: Kernel) -> None:
     )
     kernel.run("load()")
     assert kernel.run("look()").result == "True"
+
+
+def test_after_a_function_debug_knows_the_texts_of_its_variables(kernel: Kernel, own_folders: Path) -> None:
+    """The values are let go of at once; what they were is told, and is in no journal."""
+    kernel.run(
+        "class Net:\n    def __repr__(self): return 'Net(' + 'deep' + '-layers)'\n"
+        "@fal.function\ndef train(rate):\n    net, error = Net(), {'a': [1, 2]}\n    return rate / 0"
+    )
+    for _ in range(5):  # by the agent, and through a lane
+        kernel.run("train(3)")
+    cell = kernel.start("%debug", stdin=True)
+    text = "\n".join(converse(kernel, cell, "p rate + 1", "p net", "p error", "l", "q"))
+    assert "\n4\n" in text
+    assert "Net(deep-layers)" in text
+    assert "{'a': [1, 2]}" in text
+    assert "return rate / 0" in text
+    assert b"Net(deep-layers)" not in journal(kernel, own_folders)

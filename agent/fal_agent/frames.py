@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import types
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Sources", "format_frames", "is_library", "is_opening", "user_frames"]
+__all__ = ["Sources", "format_frames", "is_library", "is_opening", "user_frames", "user_steps"]
 
 _MAX_FRAMES = 64  # of one error; what is in the middle is left out
 _MAX_SOURCE = 256 << 10  # characters of one file, and of all files of one failure
@@ -75,7 +75,7 @@ def user_frames(error: BaseException, sources: Sources, hide: Sequence[str]) -> 
         of the first line, text]) where the file itself does not travel. A frame after which others
         were left out has "skipped", their number.
     """
-    steps = list(_walk(error.__traceback__, _ours(hide)))
+    steps = user_steps(error, hide)
     skipped = len(steps) - _MAX_FRAMES
     if skipped > 0:
         steps = steps[: _MAX_FRAMES // 2] + steps[-_MAX_FRAMES // 2 :]
@@ -83,6 +83,11 @@ def user_frames(error: BaseException, sources: Sources, hide: Sequence[str]) -> 
     if skipped > 0:
         frames[_MAX_FRAMES // 2 - 1]["skipped"] = skipped
     return frames
+
+
+def user_steps(error: BaseException, hide: Sequence[str] = ()) -> list[types.TracebackType]:
+    """Give the steps of an error's traceback that are the user's, outermost first."""
+    return list(_walk(error.__traceback__, _ours(hide)))
 
 
 def format_frames(frames: Sequence[dict[str, Any]]) -> str:

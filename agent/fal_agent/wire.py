@@ -85,6 +85,7 @@ __all__ = [
     "decode",
     "encode",
     "header",
+    "lasting",
 ]
 
 INLINE_LIMIT = 256 << 10  # bytes of raw buffers that one message carries itself; more goes as blobs
@@ -526,6 +527,7 @@ class Failure:
         default_factory=dict
     )  # "traceback": text, "frames": see worker/failures.py
     data: Data = field(default_factory=list)
+    variables: Optional[int] = None  # index of the last raw buffer: see fal_agent/variables.py; not journaled
     seq: int = 0
     sent_at: float = 0.0
     cost: int = 0
@@ -738,6 +740,13 @@ def encode(message: Message, buffers: Sequence[Buffer] = ()) -> bytes:
 def header(message: Message) -> dict[str, Any]:
     """Give a message as the JSON object of its frame."""
     return {"type": message.type, **_plain(message)}
+
+
+def lasting(content: dict[str, Any], buffers: Sequence[Buffer]) -> tuple[dict[str, Any], Sequence[Buffer]]:
+    """Give what may be written down of an event: its header and buffers, without the variables of frames."""
+    if content.get("variables") is None:
+        return content, buffers
+    return {key: item for key, item in content.items() if key != "variables"}, buffers[:-1]
 
 
 def decode(frame: Frame) -> Message:

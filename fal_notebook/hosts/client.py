@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import mmap
 import os
 import queue
@@ -216,6 +217,7 @@ class AgentClient:
             return
         message, buffers = answer
         if isinstance(message, (Result, Failure)):  # else it was moved to the agent
+            _take_variables(message, buffers)
             execution.outcome = Received(message, [self._part(ref, buffers) for ref in message.data])
             self._executions.pop(execution.run_id, None)
 
@@ -476,6 +478,7 @@ class AgentClient:
         )
         if isinstance(event, (Result, Failure)):
             del self._executions[event.run_id]
+            _take_variables(event, buffers)
         for one in seeing:
             one.last_seq = event.seq
             one.sink(Received(event, parts))
@@ -563,6 +566,12 @@ class AgentClient:
                 self._duplex.close()
             elif silence > _PING_EVERY * 0.9:
                 self.send_if_open(Ping())
+
+
+def _take_variables(event: Result | Failure, buffers: Sequence[Buffer]) -> None:
+    """Put the variables of failed frames, which come beside a failure, where they are looked for."""
+    if isinstance(event, Failure) and event.variables is not None and event.variables < len(buffers):
+        event.detail["variables"] = json.loads(bytes(buffers[event.variables]))
 
 
 def _function_blob(digest: str, index: int) -> str:

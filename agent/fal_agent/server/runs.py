@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent.framing import Buffer, encode_frame
 from fal_agent.server.spool import ending
-from fal_agent.wire import Ack, Call, Data, Event, Failure, Log, Result, Serve, Stage, header
+from fal_agent.wire import Ack, Call, Data, Event, Failure, Log, Result, Serve, Stage, header, lasting
 
 if TYPE_CHECKING:
     import asyncio
@@ -110,7 +110,9 @@ class Run:
         elif getattr(event, "private", False):
             self._journal.append(self.run_id, self._seq, _without_secret(event, self._seq), [])
         else:
-            self._journal.append(self.run_id, self._seq, frame, blobs)
+            kept = lasting(content, buffers)
+            whole = frame if kept[0] is content else encode_frame(*kept)
+            self._journal.append(self.run_id, self._seq, whole, blobs)
         if self.connection is not None:
             self.connection.deliver(self.run_id, frame, blobs)
         elif event.cost:

@@ -6,6 +6,7 @@ make the emitting thread wait, so a slow reader slows the call down and memory s
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import queue
 import threading
@@ -240,13 +241,25 @@ class CallContext:
 
     # ------------------------------------------------------------ the executor's side
 
-    def finish(self, make: Callable[[Data], Message], parts: Sequence[Buffer]) -> None:
-        """Send the last event, without waiting for the reader."""
+    def finish(
+        self, make: Callable[[Data], Message], parts: Sequence[Buffer], variables: Optional[bytes] = None
+    ) -> None:
+        """Send the last event, without waiting for the reader.
+
+        Args:
+            make: makes the event of the references to its data.
+            parts: the data.
+            variables: of the frames of a failure; see `fal_agent.variables`.
+        """
         with self._emitting:
             self.flush_all()
             refs, buffers = self._pack(parts)
             self.is_over = True
-            self._send(make(refs), buffers)
+            message: Any = make(refs)
+            if variables is not None:
+                text = variables if self.masker is None else self.masker.mask(variables.decode()).encode()
+                message, buffers = dataclasses.replace(message, variables=len(buffers)), [*buffers, text]
+            self._send(message, buffers)
 
     def answer(self, number: int, text: str, error: str) -> None:
         """The person answered a prompt, or cannot; an answer that nobody waits for any more is forgotten."""

@@ -23,6 +23,7 @@ from fal_agent import failures, pickling
 from fal_agent.calling import complete, dump_result, run_chunk, run_coroutine, stream, stream_async
 from fal_agent.duplex import c_signal
 from fal_agent.errors import ProtocolError
+from fal_agent.variables import variables_of
 from fal_agent.wire import Data, Execute, Failure, Lend, Listening, Reply, Result, Returned, Task
 from fal_agent.worker.app_runner import AppRunner
 from fal_agent.worker.context import CURRENT_CALL, CallContext
@@ -329,13 +330,15 @@ class Executor:
 
     def _failure(self, call: CallContext, error: BaseException) -> Callable[[], None]:
         kind, message, detail, parts = failures.describe(error, masker=call.masker)
+        variables = None
         if call.task.kind != "cell":  # a session keeps its last error for %debug
+            variables = variables_of(error) if kind in ("user", "interrupted") else None
             clear_frames(error)
 
         def make(data: Data) -> Failure:
             return Failure(call.run_id, kind, message, detail=detail, data=data, sent_at=time.time())
 
-        return lambda: call.finish(make, parts)
+        return lambda: call.finish(make, parts, variables)
 
     def _perform(self, call: CallContext, buffers: list[bytes]) -> tuple[Sequence[Buffer], bool]:
         """Open the call's data, run it, and pickle what it gives."""

@@ -30,6 +30,7 @@ from fal_agent.wire import (
     decode,
     encode,
     header,
+    lasting,
 )
 
 if TYPE_CHECKING:
@@ -219,7 +220,8 @@ class Passage:
             content = header(message)
             content["seq"] = 1
             frame = encode_frame(content, buffers)
-            if not self._lane.record(frame):
+            kept = lasting(content, buffers)
+            if not self._lane.record(frame if kept[0] is content else encode_frame(*kept)):
                 return False
             self._is_over = True
             self._lane.say(frame)
