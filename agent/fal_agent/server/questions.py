@@ -112,7 +112,8 @@ class Questions:
     async def on_app_address(self, name: str, patience: float = 600.0) -> dict[str, Any]:
         """Give the socket of an app once a runner listens, and whether to try again if it ends."""
         path = await self._apps().address(name, patience)
-        return {"path": path, "may_repeat": self._apps().get(name).may_repeat}
+        app = self._apps().get(name)
+        return {"path": path, "may_repeat": app.may_repeat, "auth": app.spec.auth}
 
     async def on_app_stop(self, name: str, kill: bool = False) -> str:
         """End an app, or kill it; gives the id of its run, whose last event says that it has ended."""
