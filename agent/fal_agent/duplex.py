@@ -120,7 +120,7 @@ class Duplex:
                 for frame in decoder.feed(data):
                     self._on_message(decode(frame), frame.buffers)
             if decoder.pending_bytes and not self._closed:
-                problem = ProtocolError("the connection ended in the middle of a message")
+                problem = EOFError("the connection ended in the middle of a message")
         except (OSError, EOFError, ProtocolError) as error:
             problem = None if self._closed else error
         finally:

@@ -1,7 +1,7 @@
 """Which account of this machine a loopback connection comes from.
 
-Runs in the notebook. A port of 127.0.0.1 can be dialled by everybody who has an account here; Linux tells whose
-socket is at the other end.
+Runs in the notebook. A port of 127.0.0.1 can be dialled by everybody who has an account here; Linux tells
+whose socket is at the other end.
 """
 
 from __future__ import annotations
