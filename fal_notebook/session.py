@@ -23,8 +23,13 @@ from fal_agent.errors import EnvironmentBuildError, FalServerlessError, Requirem
 from fal_agent.wire import Call, Failure
 from fal_notebook import config, display
 from fal_notebook.cells import CellNames, analyse
-from fal_notebook.environment import environment_spec, pep723_block, read_requirements_file
-from fal_notebook.functions import pydantic_version, worker_needs
+from fal_notebook.environment import (
+    environment_spec,
+    pep723_block,
+    pydantic_version,
+    read_requirements_file,
+    worker_needs,
+)
 from fal_notebook.handles import Handle
 from fal_notebook.hosts.registry import get_host
 from fal_notebook.inference import infer_requirements

@@ -130,7 +130,8 @@ class Scaling:
 class HealthPolicy:
     """How the agent finds out whether a runner of an app is well."""
 
-    path: str = ""  # of a POST endpoint; empty: GET /health
+    path: str = ""  # what is asked; empty: GET /health, or whether the function's own server listens
+    method: str = "POST"  # how it is asked
     start_period: float = 30.0  # seconds after the start of serving in which failures do not count
     timeout: float = 5.0  # seconds that an answer may take
     threshold: int = 3  # failures in a row that make a runner sick
@@ -150,13 +151,14 @@ class AppSpec:
     grace: float = 30.0  # seconds between asking a runner to end and making it
     skip_retry: list[str] = field(default_factory=list)  # "timeout", "server_error", "connection_error"
     environ: dict[str, str] = field(default_factory=dict, repr=False)  # secrets: neither written nor logged
+    port: Optional[int] = None  # of the server that the function itself runs; None: it is served
 
 
 @dataclass(frozen=True)
 class Call:
     """What is to run and what it needs: everything about a call that stays the same from call to call."""
 
-    kind: str  # "function": pickle of (function, setup or None); "app": of (class, None); "cell": a session's
+    kind: str  # "function" and "app": pickle of (function or class, setup or None); "cell": a session's
     label: str  # the function's qualified name, or the first line of the cell
     function: Optional[str]  # digest of the function's data, None for cells
     environment: EnvironmentSpec
