@@ -377,8 +377,9 @@ class Display:
 
     type: ClassVar[str] = "display"
     run_id: str
-    # "display", "result" (the value of a cell's last expression), "update", "page" (for a pager), or "error":
-    # {"ename", "evalue", "traceback"} instead of a MIME bundle; metadata "own" says that it ends the cell
+    # "display", "result" (the value of a cell's last expression), "update", "page" (for a pager),
+    # "next_input" (text for another cell; metadata "replace": for this one), or "error": {"ename", "evalue",
+    # "traceback" (None if it was printed)} instead of a MIME bundle; metadata "own": it ends the cell
     kind: str
     data: Data = field(default_factory=list)
     seq: int = 0

@@ -16,7 +16,14 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from fal_agent.wire import Clear, Display, Failure, Log, Result, Stage
-from fal_notebook.display.errors import HeldError, hold_error, plain_text, show_error, show_page
+from fal_notebook.display.errors import (
+    HeldError,
+    hold_error,
+    plain_text,
+    show_error,
+    show_next_input,
+    show_page,
+)
 from fal_notebook.display.phases import TICK, Phases, TextDecoder
 
 if TYPE_CHECKING:
@@ -100,6 +107,8 @@ class CellFace:
             publish_result(data, metadata)
         elif kind == "page":
             show_page(data, metadata["start"])
+        elif kind == "next_input":
+            show_next_input(data["text/plain"], replace=metadata["replace"])
         elif kind != "error":
             display_id = content["transient"].get("display_id")
             _publish(data, metadata, display_id=display_id, update=kind == "update")
@@ -141,6 +150,8 @@ class BackgroundFace:
             self._board.redraw_soon()
 
     def _show(self, kind: str, content: dict[str, Any]) -> None:
+        if kind == "next_input":  # the cell that comes next has nothing to do with it
+            return
         if kind != "error":
             self._board.show(content, update=kind == "update")
         elif not content["metadata"]["own"]:  # that one is raised by `result()`

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from fal_agent.wire import Display, Log, Stage
-from fal_notebook.display.errors import hold_error, show_error, show_page
+from fal_notebook.display.errors import hold_error, show_error, show_next_input, show_page
 from fal_notebook.display.phases import Phases, TextDecoder
 
 if TYPE_CHECKING:
@@ -45,7 +45,9 @@ class TextFace:
                 self._show(event.kind, json.loads(bytes(received.data[0])))
 
     def _show(self, kind: str, content: dict[str, Any]) -> None:
-        if kind == "page":
+        if kind == "next_input":
+            show_next_input(content["data"]["text/plain"], replace=content["metadata"]["replace"])
+        elif kind == "page":
             show_page(content["data"], content["metadata"]["start"])
         elif kind != "error":
             _show(kind, content)

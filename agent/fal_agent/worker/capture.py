@@ -11,6 +11,7 @@ import codecs
 import contextlib
 import contextvars
 import ctypes
+import functools
 import inspect
 import io
 import os
@@ -341,8 +342,9 @@ def _starting_in_context(original: Callable[[threading.Thread], None]) -> Callab
 
     def start(thread: threading.Thread) -> None:
         if CURRENT_CALL.get() is not None:
-            context, run = contextvars.copy_context(), thread.run
-            thread.run = lambda: context.run(run)  # type: ignore[method-assign]
+            context = contextvars.copy_context()
+            run = functools.partial(context.run, thread.run)  # unlike a lambda, no frame in tracebacks
+            thread.run = run  # type: ignore[method-assign]
         original(thread)
 
     return start
