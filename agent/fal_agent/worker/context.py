@@ -67,7 +67,7 @@ class CallContext:
         if not text:
             return
         with self._emitting:
-            if (stream, request) != (self._text_stream, self._text_request):
+            if stream != self._text_stream or request != self._text_request:
                 if request == self._text_request:
                     self.flush()
                 else:
