@@ -94,6 +94,7 @@ class _Fan:
                 else:
                     return
         finally:
+            self._draw.end()
             for run in self._runs.values():
                 run.cancel()
 

@@ -73,7 +73,7 @@ class TextFace:
 def _show(kind: str, content: dict[str, Any]) -> None:
     ipython = sys.modules.get("IPython")
     if kind == "result" and ipython is not None and ipython.get_ipython() is not None:
-        from fal_notebook.display.notebook import publish_result
+        from fal_notebook.display.publishing import publish_result
 
         publish_result(content["data"], content["metadata"])
     elif "text/plain" in content["data"]:

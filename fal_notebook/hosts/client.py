@@ -49,7 +49,7 @@ from fal_agent.wire import (
     Welcome,
 )  # fmt: skip
 from fal_notebook.hosts.base import ByteStream, EventSink, Parcel, Received
-from fal_notebook.hosts.execution import AgentExecution
+from fal_notebook.hosts.execution import AgentExecution, UploadProgress
 from fal_notebook.hosts.lane import OpenLane
 
 if TYPE_CHECKING:
@@ -406,11 +406,12 @@ class AgentClient:
             blobs.update(
                 {_function_blob(parcel.call.function or "", i): p for i, p in enumerate(parcel.function_data)}
             )
+        telling = UploadProgress(execution, sum(len(memoryview(data).cast("B")) for data in blobs.values()))
         try:
             for name, data in blobs.items():
                 with self._uploading(name):  # two calls with the same data: the second waits for the first
                     if name not in self._blobs:
-                        self._send_blob(name, data, lambda: execution.withdrawn)
+                        self._send_blob(name, data, lambda: execution.withdrawn, telling.sent)
                         if execution.withdrawn:
                             return
                         self._blobs.add(name)
@@ -437,12 +438,18 @@ class AgentClient:
         with self._bringing:
             self._send_blob(name, data, stop.is_set)
 
-    def _send_blob(self, name: str, data: Buffer, stop: Callable[[], bool]) -> None:
+    def _send_blob(
+        self,
+        name: str,
+        data: Buffer,
+        stop: Callable[[], bool],
+        sent: Callable[[int], None] | None = None,
+    ) -> None:
         if self._blob_folder is not None:
             _write_blob(self._blob_folder, name, data)
             return
         try:
-            self._duplex.send_blob(name, data, part_size=self._part_size, stop=stop)
+            self._duplex.send_blob(name, data, part_size=self._part_size, stop=stop, sent=sent)
         except OSError as error:
             raise self._broken(error) from None
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from fal_agent.errors import FalServerlessException
 from fal_agent.server.gpus import list_gpus
 from fal_agent.server.machine import machine_facts
+from fal_agent.server.usage import usage_of
 from fal_agent.wire import Answer, Ask
 
 if TYPE_CHECKING:
@@ -95,6 +96,14 @@ class Questions:
             },
             "workers": [self._worker(worker) for worker in self._pool.workers],
         }
+
+    async def on_usage(self, run_id: str) -> dict[str, Any]:
+        """What the worker of a run uses now, see `usage_of`; empty while none has it."""
+        for worker in self._pool.workers:
+            if run_id in worker.runs and worker.pid is not None:
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(None, usage_of, worker.pid, worker.devices)
+        return {}
 
     async def on_environments(self) -> list[dict[str, Any]]:
         """The environments on the host, with their sizes."""

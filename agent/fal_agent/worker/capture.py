@@ -77,8 +77,7 @@ class Capture:
         elif call.task.kind != "cell":  # a function before may have left others in their places
             sys.stdout, sys.stderr = self._streams
         self._calls[call.run_id] = call
-        pipes = self._private.get(call.run_id, self._pipes)
-        call.gather = lambda: self.log(pipes.drain())
+        self._private.get(call.run_id, self._pipes).lend(call, self.log)
 
     def end(self, call: CallContext) -> None:
         """A call is over: everything it wrote until now is handed to it before this returns."""
@@ -91,16 +90,19 @@ class Capture:
         self._calls.pop(call.run_id, None)
 
     def write(self, stream: str, text: str) -> None:
-        """Take text that Python code wrote."""
+        """Take text that Python code wrote. Millions of lines may pass here: it makes few calls itself."""
         call = CURRENT_CALL.get()
         if call is None or call.is_over:
             call = self._youngest_call()
             if call is None:
                 self.log(text)
                 return
-        pipes = self._private.get(call.run_id, self._pipes) if self._private else self._pipes
-        if pipes.is_filled():
-            self.log(pipes.drain())
+        try:
+            is_late = call.poll_pipes(0, 1) or call.are_pipes_read()  # something may have been written before
+        except ValueError:  # they were closed in this moment, at the call's end
+            is_late = True
+        if is_late:
+            call.gather()
         call.write(stream, text, current_request_id.get() or "")
         if not self._is_awake:
             self._is_awake = True
@@ -177,18 +179,26 @@ class Capture:
 
 
 class _Pipe:
-    """A pipe that stands for a standard stream; its text goes to `owner()`."""
+    """A pipe that stands for a standard stream; its text goes to `owner()`.
 
-    def __init__(self, stream: str, owner: Callable[[], Optional[CallContext]]) -> None:
+    Args:
+        stream: "stdout" or "stderr".
+        owner: gives the call whose text it is.
+        reading: held by the thread that has read text and may not have handed it over.
+    """
+
+    def __init__(
+        self, stream: str, owner: Callable[[], Optional[CallContext]], reading: threading.Lock
+    ) -> None:
         self.stream, self.owner = stream, owner
         self.read_fd, self.write_fd = os.pipe()
         os.set_blocking(self.read_fd, False)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.lock = threading.Lock()  # held by a thread that has read text and may not have handed it over
+        self._reading = reading
 
     def drain(self) -> str:
         """Hand over what the pipe holds, after what another thread is handing over; give what nobody owns."""
-        with self.lock:  # no other way of acquiring it is safe from an interrupt of the user's code
+        with self._reading:  # no other way of acquiring it is safe from an interrupt of the user's code
             text = self._decoder.decode(self._read_all())
             owner = self.owner() if text else None
             if owner is None or owner.is_over:
@@ -222,22 +232,20 @@ class _PipePair:
     """The pipes of stdout and stderr, in this order."""
 
     def __init__(self, owner: Callable[[], Optional[CallContext]]) -> None:
-        self.pipes = [_Pipe("stdout", owner), _Pipe("stderr", owner)]
-        self._stdout, self._stderr = self.pipes
+        self._reading = threading.Lock()
+        self.pipes = [_Pipe(stream, owner, self._reading) for stream in ("stdout", "stderr")]
         self._readable = select.epoll()  # a poll object costs three times as much, and needs a lock
         for pipe in self.pipes:
             self._readable.register(pipe.read_fd, select.EPOLLIN)
 
-    def is_filled(self) -> bool:
-        """Whether there may be text that comes before what is written now; asked for every piece of text."""
-        try:
-            return bool(self._readable.poll(0, 1)) or self._stdout.lock.locked() or self._stderr.lock.locked()
-        except ValueError:  # closed by the end of its call
-            return False
+    def lend(self, call: CallContext, log: Callable[[str], None]) -> None:
+        """Let a call look whether these hold something, and hand it over."""
+        call.poll_pipes, call.are_pipes_read = self._readable.poll, self._reading.locked
+        call.gather = lambda: log(self.drain())
 
     def drain(self) -> str:
         """Hand over what both pipes hold; give the text that nobody owns."""
-        return "".join([pipe.drain() for pipe in self.pipes]) if self.is_filled() else ""
+        return "".join([pipe.drain() for pipe in self.pipes])
 
     def close(self) -> None:
         """Close both pipes."""

@@ -22,7 +22,7 @@ from fal_agent.worker.secrets import Secrets
 __all__ = ["CURRENT_CALL", "CallContext"]
 
 _ITEM_COST = 8 << 10  # a small item counts for this much, so that a generator runs at most 128 items ahead
-_FLUSH_BYTES = 32 << 10
+_FLUSH_BYTES = 64 << 10
 
 Send = Callable[[Message, Sequence[Buffer]], None]
 
@@ -37,6 +37,8 @@ class CallContext:
         is_struck: an interrupt reached its code.
         is_over: true once its result has been sent; what it says later is not heard.
         gather: hands over what C code and subprocesses wrote until now.
+        poll_pipes: whether they wrote something, as `select.epoll().poll` says it.
+        are_pipes_read: whether a thread is handing it over just now.
     """
 
     def __init__(self, request: Execute, task: Task, send: Send, secrets: Optional[Secrets] = None) -> None:
@@ -45,6 +47,8 @@ class CallContext:
         self._tails: dict[str, Tail] = {}  # by stream: text that may be the beginning of a secret
         self.is_over = self.is_struck = False
         self.gather: Callable[[], None] = _nothing
+        self.poll_pipes: Callable[[float, int], Any] = _never
+        self.are_pipes_read: Callable[[], bool] = bool
         self._send = send
         self._outbox = Outbox(task.outbox)
         self._unacknowledged = 0
@@ -209,6 +213,11 @@ class CallContext:
 
 def _nothing() -> None:
     """What a call gathers when nobody captures."""
+
+
+def _never(_seconds: float, _count: int) -> bool:
+    """What its pipes hold then."""
+    return False
 
 
 def _as_text(value: Any) -> Any:
