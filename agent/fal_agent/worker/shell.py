@@ -165,6 +165,11 @@ class SessionShell(InteractiveShell):  # type: ignore[misc]
             call = self._call
         return None if call is None or call.is_over else call
 
+    @contextmanager
+    def _tee(self, channel: str) -> Iterator[None]:  # noqa: ARG002 - IPython's signature
+        """Keep no copy of what a cell prints, as IPython does for its history: it may be gigabytes."""
+        yield
+
     def become_current(self) -> None:
         """Be what `get_ipython()` gives, and have the namespace that `__main__` is."""
         for cls in type(self)._walk_mro():  # noqa: SLF001 - several shells live here, IPython knows of one
