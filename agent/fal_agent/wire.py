@@ -405,9 +405,12 @@ class Progress:
 
     type: ClassVar[str] = "progress"
     run_id: str
-    name: str
+    name: str  # what stands before the bar
     done: float
     total: Optional[float] = None
+    bar: int = 0  # which one, of the run's
+    depth: int = 0  # how many others it stands in
+    over: bool = False
     seq: int = 0
     sent_at: float = 0.0
     cost: int = 0

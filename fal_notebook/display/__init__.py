@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fal_notebook.display.notebook import CellFace
+    from fal_notebook.display.plain import TextFace
     from fal_notebook.display.run_card import Stoppable
     from fal_notebook.hosts.base import Received
 
@@ -36,10 +37,14 @@ def in_kernel() -> bool:
     return getattr(shell, "kernel", None) is not None
 
 
-def drawer() -> Drawer:
-    """Give what draws the events of one call, called by the thread that waits for it."""
+def drawer(*, adds_up: bool = False) -> Drawer:
+    """Give what draws the events of one call, called by the thread that waits for it.
+
+    Args:
+        adds_up: they are those of many calls, whose bars of progress add up.
+    """
     forget_error()
-    return Drawer()
+    return Drawer(adds_up)
 
 
 class Drawer:
@@ -48,11 +53,12 @@ class Drawer:
     Between `begin` and `end` the call is looked at: one that takes long says so by itself.
     """
 
-    __slots__ = ("_began", "_draw", "_face", "_run")
+    __slots__ = ("_adds_up", "_began", "_draw", "_face", "_run")
 
-    def __init__(self) -> None:
+    def __init__(self, adds_up: bool = False) -> None:
+        self._adds_up = adds_up
         self._draw: Draw | None = None
-        self._face: CellFace | None = None
+        self._face: CellFace | TextFace | None = None
         self._run: Stoppable | None = None
         self._began = 0.0
         if not _listening:
@@ -90,8 +96,10 @@ class Drawer:
         unwatch(self)  # the card looks by itself
         if self._draw is None:
             self._make_face()
-        if self._face is not None:
-            self._face.look(run)
+        from fal_notebook.display.notebook import CellFace
+
+        if isinstance(self._face, CellFace):
+            self._face.look(run, self._began)
 
     def _make_face(self) -> None:
         with _making:
@@ -100,12 +108,13 @@ class Drawer:
             if in_kernel():
                 from fal_notebook.display.notebook import CellFace
 
-                self._face = CellFace(self._run.label if self._run is not None else "")
-                self._draw = self._face.draw
+                label = self._run.label if self._run is not None else ""
+                self._face = CellFace(label, adds_up=self._adds_up)
             else:
                 from fal_notebook.display.plain import TextFace
 
-                self._draw = TextFace().draw
+                self._face = TextFace(adds_up=self._adds_up)
+            self._draw = self._face.draw
 
 
 _making = threading.Lock()

@@ -12,10 +12,12 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from fal_agent.wire import Clear, Display, Failure, Log, Result
+from fal_agent.wire import Clear, Display, Failure, Log, Progress, Result
+from fal_notebook.display.bars import Bars
 from fal_notebook.display.errors import plain_text
 from fal_notebook.display.longtext import LongText, chosen_limit
 from fal_notebook.display.publishing import as_text, note, publish, running
+from fal_notebook.hosts.steps import UPLOAD
 
 if TYPE_CHECKING:
     from fal_notebook.hosts.base import Received
@@ -35,6 +37,7 @@ class BackgroundFace:
         self.label = label
         self.text: list[str] = []
         self.long = LongText(label, min(_HEAD, chosen_limit()))
+        self.bars = Bars()
         self.is_over = self.has_failed = False
         self._board = _board()
         self._board.add(self)
@@ -43,12 +46,16 @@ class BackgroundFace:
         """Take one event and redraw soon; called from any thread."""
         event = received.event
         with self._board.lock:
+            if isinstance(event, Progress) and event.name == UPLOAD:
+                return
             if isinstance(event, Log) and event.source == "user":
                 self.text.append(self.long.take(received))
             elif isinstance(event, Display):
                 self._show(event.kind, json.loads(bytes(received.data[0])))
+            elif isinstance(event, Progress):
+                self.bars.take(event)
             elif isinstance(event, Clear):
-                self.text = []
+                self.text, self.bars = [], Bars()
                 self.long.clear()
             elif isinstance(event, (Result, Failure)):
                 self.is_over, self.has_failed = True, isinstance(event, Failure)
@@ -127,6 +134,9 @@ class _Board:
             if face.long.is_long:
                 plain += f"{face.long.rest_text()}\n"
                 rich += face.long.rest_html(_LAST_LINES if not face.is_over else None)
+            if face.bars:
+                plain += "".join(f"{line}\n" for line in face.bars.lines())
+                rich += face.bars.html()
         self._size = len(plain)
         shown = {"text/plain": plain.rstrip("\n"), "text/html": rich}
         # An update is found by its id, whatever cell it comes from; some front ends hear only the

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from fal_notebook.display.logfiles import LogFile
 from fal_notebook.display.logserver import address_of
 from fal_notebook.display.phases import TextDecoder, size
+from fal_notebook.display.publishing import MUTED
 
 if TYPE_CHECKING:
     from fal_notebook.hosts.base import Received
@@ -27,7 +28,7 @@ LIMIT = (
 )
 _PER_LINE = 50  # characters of the bound for each line: a browser minds lines as much
 _TAIL_BYTES, _TAIL_LINES = 64 << 10, 1000
-_RULED = "color:#777; border-top:1px dashed #888; border-bottom:1px dashed #888"
+_RULED = f"{MUTED}; border-top:1px dashed #888; border-bottom:1px dashed #888"
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 

@@ -11,6 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from fal_agent.wire import Clear, Display, Failure, Log, Progress, Result, Stage
+from fal_notebook.display.bars import BarDisplay
 from fal_notebook.display.connecting import card_of_cell
 from fal_notebook.display.errors import HeldError, hold_error, show_error, show_next_input, show_page
 from fal_notebook.display.longtext import LongText
@@ -32,10 +33,12 @@ class CellFace:
 
     Args:
         label: what the call is of.
+        adds_up: bars of one name add up, see `Bars`.
     """
 
-    def __init__(self, label: str = "") -> None:
+    def __init__(self, label: str = "", *, adds_up: bool = False) -> None:
         self._card = card_of_cell()
+        self._bars = BarDisplay(adds_up=adds_up)
         self._text = LongText(label)
         self._rest = _Rest(self._text)
         self._lock = threading.RLock()
@@ -55,18 +58,20 @@ class CellFace:
                 self._card.end_phases(event.sent_at)
                 self._draw_output(received)
 
-    def look(self, run: Stoppable) -> None:
-        """The call takes long; called by the watching thread."""
-        self._card.look(run)
+    def look(self, run: Stoppable, began: float) -> None:
+        """The call takes long, see `RunCard.look`; called by the watching thread."""
+        self._card.look(run, began)
 
     def fold(self) -> None:
         """Nobody waits for the call any more."""
         self._card.finish()
         self._rest.tick()
+        self._bars.tick()
 
     def close(self) -> None:
         """The call is over."""
         self._card.finish()
+        self._bars.close()
         self._rest.close()
         self._text.close()
 
@@ -78,10 +83,13 @@ class CellFace:
             self._draw_display(event.kind, json.loads(bytes(received.data[0])))
         elif isinstance(event, Log):
             self._draw_text(received, event.stream)
+        elif isinstance(event, Progress):
+            self._bars.take(event)
         elif isinstance(event, Clear):
             from IPython.display import clear_output
 
             self._rest.forget()
+            self._bars.close()
             self._text.clear()
             clear_output(wait=event.wait)
         elif isinstance(event, (Result, Failure)):

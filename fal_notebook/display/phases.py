@@ -110,9 +110,12 @@ class Phases:
         self.began_at = at if self.began_at is None else self.began_at
         self.ended_at = None
         last = self.passed[-1] if self.passed else None
-        if last is not None and last.name == name and last.ended_at is None:
-            last.text = text
-            return
+        if last is not None and last.ended_at is None:
+            if last.name == name:
+                last.text = text
+                return
+            if (last.name, name) == ("start", "queue"):  # it waits for the very worker that starts
+                return
         if last is not None and last.ended_at is None:
             last.ended_at = max(at, last.began_at)
         self.passed.append(Phase(name, text, at))

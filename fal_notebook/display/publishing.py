@@ -10,7 +10,17 @@ import threading
 import uuid
 from typing import Any, Protocol
 
-__all__ = ["UpdatedDisplay", "as_text", "note", "parent_header", "publish", "publish_result", "running"]
+__all__ = [
+    "MUTED",
+    "STYLE",
+    "UpdatedDisplay",
+    "as_text",
+    "note",
+    "parent_header",
+    "publish",
+    "publish_result",
+    "running",
+]
 
 
 class _Followed(Protocol):
@@ -63,6 +73,15 @@ class _RunningCell:
 
 running = _RunningCell()
 
+# Where JupyterLab does not trust a notebook it leaves out what refers to its theme: the grey stands alone.
+MUTED = "color:#808080; color:var(--jp-ui-font-color2, #808080); font-size:var(--jp-ui-font-size1, 13px)"
+# A saved notebook may hold the view of buttons whose kernel has gone. JupyterLab would say "Error displaying
+# widget" there: it is hidden while there is no element in it, only text. Emptied ones take no room.
+STYLE = (
+    "<style>.jp-OutputArea-child:has(.fal-run)+.jp-OutputArea-child>.jupyter-widgets:not(:has(*)),"
+    ".jp-OutputArea-child:has(.fal-run)+.jp-OutputArea-child:has(.fal-nothing){display:none}</style>"
+)
+
 
 class UpdatedDisplay:
     """One display in as many cells as show it, which may be updated in all of them, from any thread."""
@@ -112,7 +131,7 @@ class UpdatedDisplay:
 
 def note(content: str) -> str:
     """HTML of a remark of ours, which is not to be mistaken for the cell's own output."""
-    return f'<div style="color:#777">fal · {content}</div>'
+    return f'<div style="{MUTED}">fal · {content}</div>'
 
 
 def as_text(content: str) -> str:

@@ -33,7 +33,7 @@ class RunButtons:
     def __init__(self, interrupt: Callable[[], None], kill: Callable[[], None], *, parent: Any) -> None:
         from ipywidgets import Button, HBox, Layout
 
-        narrow = Layout(width="auto")
+        narrow = Layout(width="auto", height="24px")
         self._actions = {
             Button(
                 description="Interrupt",

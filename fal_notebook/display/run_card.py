@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fal_agent.errors import FalServerlessException
 from fal_notebook.display.phases import Phases, duration, size
-from fal_notebook.display.publishing import UpdatedDisplay, running
+from fal_notebook.display.publishing import MUTED, STYLE, UpdatedDisplay, running
 from fal_notebook.display.watching import unwatch, watch
 
 if TYPE_CHECKING:
@@ -103,13 +103,21 @@ class RunCard:
                 if self.phases.is_worth_telling(at):
                     self._publish()
 
-    def look(self, run: Stoppable) -> None:
-        """The call takes long: show from now on what its worker does; called by the watching thread."""
+    def look(self, run: Stoppable, began: float) -> None:
+        """The call takes long: show from now on what its worker does; called by the watching thread.
+
+        Args:
+            run: the call's.
+            began: when it did, by `time.monotonic`.
+        """
         with self._lock:
             if self._is_over:
                 return
             if not self._has_strip:
-                self._run, self._has_strip = run, True
+                self._run, self._has_strip, self._host_name = run, True, run.host.name
+                self._began = began
+                if self.phases.began_at is None:
+                    self.phases.end(time.time())
                 self._publish()
                 self._show_buttons(run)
                 self._watch()
@@ -178,7 +186,7 @@ class RunCard:
         lines = self._lines()
         text = "\n".join([lines[0], *(f"  {line}" for line in lines[1:])])
         rows = "".join(f"<div>{html.escape(line)}</div>" for line in lines[1:])
-        shown = f'<div class="fal-run" style="color:#777">fal · {html.escape(lines[0])}{rows}</div>'
+        shown = f'{STYLE}<div class="fal-run" style="{MUTED}">fal · {html.escape(lines[0])}{rows}</div>'
         data = {"text/plain": text, "text/html": shown}
         if self._display is None:
             self._display = UpdatedDisplay()
@@ -203,7 +211,7 @@ class RunCard:
             lines = [told[0].line(now)]
         else:
             lines = [f"{mark} {phase.line(now)}" for mark, phase in zip(marks, told, strict=True)]
-            lines.insert(0, self._host_name or "on its way")
+            lines.insert(0, f"on {self._host_name}" if self._host_name else "on its way")
         building = told and told[-1].name in ("build", "resolve")
         return [*lines, *(self.phases.lines if building else ())]
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent.framing import Buffer
 from fal_agent.masking import Masker, Tail
@@ -19,7 +19,10 @@ from fal_agent.wire import WINDOW, Clear, Data, Display, Execute, Item, Log, Mes
 from fal_agent.worker.outbox import Outbox
 from fal_agent.worker.secrets import Secrets
 
-__all__ = ["CURRENT_CALL", "CallContext"]
+if TYPE_CHECKING:
+    from fal_agent.runtime.progress import Step
+
+__all__ = ["CURRENT_CALL", "CallContext", "tell_progress"]
 
 _ITEM_COST = 8 << 10  # a small item counts for this much, so that a generator runs at most 128 items ahead
 _FLUSH_BYTES = 64 << 10
@@ -159,12 +162,26 @@ class CallContext:
             self.flush_all()
             self._emit(Clear(self.run_id, wait=wait, sent_at=time.time(), cost=64), [])
 
-    def progress(self, name: str, done: float, total: Optional[float] = None) -> None:
+    def progress(self, step: Step) -> None:
         """Say how far a loop has come."""
-        name = name if self.masker is None else self.masker.mask(name)
+        name = step.name if self.masker is None else self.masker.mask(step.name)
+        self.gather()
         with self._emitting:
             self.flush()
-            self._emit(Progress(self.run_id, name, done, total, sent_at=time.time(), cost=128), [])
+            self._emit(
+                Progress(
+                    self.run_id,
+                    name,
+                    step.done,
+                    step.total,
+                    bar=step.bar,
+                    depth=step.depth,
+                    over=step.is_over,
+                    sent_at=time.time(),
+                    cost=128,
+                ),
+                [],
+            )
 
     def serving(self) -> None:
         """Say that an app answers requests."""
@@ -230,3 +247,10 @@ def _as_text(value: Any) -> Any:
 
 
 CURRENT_CALL: ContextVar[Optional[CallContext]] = ContextVar("fal_current_call", default=None)
+
+
+def tell_progress(step: Step) -> None:
+    """Say how far a loop of the call of this context has come."""
+    call = CURRENT_CALL.get()
+    if call is not None and not call.is_over:
+        call.progress(step)
