@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from timing import Figures
 
-__all__ = ["APP_TARGETS", "TARGETS", "Target", "markdown", "write"]
+__all__ = ["APP_TARGETS", "CELL_TARGETS", "TARGETS", "Target", "markdown", "write"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,13 @@ TARGETS = [
     beyond("`import fal_notebook`, beyond bare python", "import fal_notebook", "bare python", 0.060),
     beyond("100 ms link: warm call, beyond one round trip", "far call p50", "far channel echo p50", 0.010),
     over("100 ms link: 100 calls at once, over one round trip", "far 100 calls", "far channel echo p50", 1.5),
+]
+
+
+CELL_TARGETS = [
+    beyond("`%%fal` cell of `pass`, beyond a plain cell", "%%fal cell p50", "plain cell p50", 0.015),
+    seconds("print to what a front end hears, local host", "print to front end p50", 0.050),
+    seconds("100 MB printed in lines of 100 bytes (20 MB/s)", "%%fal cell prints 100 MB", 5.0),
 ]
 
 

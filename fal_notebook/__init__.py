@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fal_agent.runtime.app import App
     from fal_agent.runtime.cached import cached
+    from fal_agent.runtime.progress import progress
     from fal_agent.runtime.realtime import realtime
     from fal_agent.runtime.routes import HealthCheck, endpoint
     from fal_notebook import api, app, apps, container, exceptions, hosts, ref, toolkit
@@ -70,6 +71,7 @@ __all__ = [
     "hosts",
     "isolated",
     "local",
+    "progress",
     "realtime",
     "ref",
     "runs",
@@ -93,6 +95,7 @@ _HOME = {
     "connect": "fal_notebook.hosts.registry",
     "endpoint": "fal_agent.runtime.routes",
     "function": "fal_notebook.functions",
+    "progress": "fal_agent.runtime.progress",
     "realtime": "fal_agent.runtime.realtime",
     "runs": "fal_notebook.attaching",
     "sync_dir": "fal_notebook.syncing",
@@ -107,6 +110,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(module, name)
         if name == "App":
             module.set_launcher(_spawn)
+        elif name == "progress":
+            module.tell_by(_draw_bar, by_default=True)  # a worker has said before who hears of them
     elif name in _MODULES:
         value = importlib.import_module(f"fal_notebook.{name}")
     elif name == "isolated":  # the old name of `function`
@@ -126,6 +131,13 @@ def _spawn(cls: Any, **options: Any) -> Any:
     from fal_notebook.spawning import spawn
 
     return spawn(cls, **options)
+
+
+def _draw_bar(step: Any) -> None:
+    """Show how far a loop in this very process has come."""
+    from fal_notebook.display.bars import draw_here
+
+    draw_here(step)
 
 
 def __dir__() -> list[str]:

@@ -106,6 +106,7 @@ class _Runners:
         self._host, self._name, self._patience = host, name, patience
         self._path: str | None = None
         self.may_repeat = False
+        self.own_user_only = True  # until the app is known to ask everybody for a key, or nobody
 
     def dial(self) -> ByteStream:
         """Connect to a runner; one is started if there is none, and the link is made anew if it broke.
@@ -147,5 +148,5 @@ class _Runners:
         except FalServerlessError:  # it has ended, or does not come up
             close_when_gone(self._host, self._name)
             raise
-        self.may_repeat = bool(answer["may_repeat"])
+        self.may_repeat, self.own_user_only = bool(answer["may_repeat"]), not answer["auth"]
         return str(answer["path"])

@@ -7,6 +7,7 @@ ValueError that names the option and the value.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import numbers
 import operator
@@ -15,11 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fal_agent.runtime.routes import HealthCheckConfig
+
 __all__ = [
     "Check",
     "anything",
     "flag",
     "function",
+    "health_check",
     "host",
     "listed",
     "machine_type",
@@ -111,6 +115,20 @@ def function(name: str, value: Any) -> Any:
     if not callable(value):
         raise ValueError(f"{name} must be a function without arguments, not {value!r}.")
     return value
+
+
+def health_check(name: str, value: Any) -> HealthCheckConfig:
+    """Accept a health check: a `HealthCheckConfig`, or a dictionary of its fields, `path` among them."""
+    if isinstance(value, HealthCheckConfig):
+        return value
+    try:
+        config = HealthCheckConfig(**value)
+    except TypeError:
+        fields = listed([field.name for field in dataclasses.fields(HealthCheckConfig)])
+        raise ValueError(f"{name} must be a dictionary with some of {fields}, not {value!r}.") from None
+    if not isinstance(config.path, str) or not config.path.startswith("/"):
+        raise ValueError(f"{name} must have a path that begins with a slash, not {config.path!r}.")
+    return config
 
 
 def whole(least: int, most: int | None = None) -> Check:

@@ -6,6 +6,7 @@ if all is well and 1 if a check failed or a host could not be asked.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Any
@@ -66,19 +67,28 @@ def _options(
 
 
 @app.command()
-def doctor(host: _HostName = "", timeout: _Timeout = 30.0) -> None:
+def doctor(
+    host: _HostName = "",
+    timeout: _Timeout = 30.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the checks as JSON, when all are done.")
+    ] = False,
+) -> None:
     """Check that a host can run cells.
 
-    Looks at SSH, the folder, the disk, Python, uv, the agent and the GPUs. What to do about a check
-    that failed stands below it; the exit status is then 1.
+    Goes the way from the settings to an agent that answers: name, port, host key, login, shell, folder,
+    disk, Python, uv, package index, GPUs. What to do about a check that failed stands below it; the exit
+    status is then 1.
     """
-    failed = False
-    for check in diagnose.examine(host or _default_name(), timeout=timeout):
-        failed = failed or not check.ok
-        typer.echo(f"{'ok' if check.ok else 'FAIL':4}  {check.name}: {check.detail}")
-        if check.fix:
-            typer.echo(f"      {'do this' if not check.ok else 'note'}: {check.fix}")
-    if failed:
+    name = host or _default_name()
+    checks = []
+    for check in diagnose.examine(name, timeout=timeout):
+        checks.append(check)
+        if not as_json:
+            typer.echo(diagnose.as_text(check))
+    if as_json:
+        typer.echo(json.dumps(diagnose.as_json(name, checks), indent=2))
+    if not all(check.ok for check in checks):
         raise typer.Exit(1)
 
 

@@ -21,10 +21,25 @@ from fal_agent.wire import EnvironmentSpec
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Pep723", "check_python", "environment_spec", "pep723_block", "read_requirements_file"]
+__all__ = [
+    "Pep723",
+    "check_python",
+    "environment_spec",
+    "pep723_block",
+    "pydantic_version",
+    "read_requirements_file",
+    "serving_needs",
+    "worker_needs",
+]
 
 _INCLUDE = re.compile(r"(?:-r\s*|--requirement(?:\s+|=))['\"]?(\S.*?)['\"]?")
+_OLDEST_WIDGETS = 8  # major version of ipywidgets from which on its comms can be led elsewhere
 _COMMENT = re.compile(r"(?:^|\s)\s*#.*")
+_NEEDS = (
+    *("fastapi>=0.115", "uvicorn>=0.32", "websockets>=15", "msgpack>=1.0"),
+    *("httptools>=0.6", "uvloop>=0.21"),  # a third less time for a small request
+)
+_GATEWAY_NEEDS = ("httpx>=0.27",)
 _SHAPE = "requirements must be a list of strings or a list of lists of strings."
 
 
@@ -97,6 +112,50 @@ def check_python(python_version: str | None) -> str:
             f"or start the notebook with Python {'.'.join(parts[:2])}"
         )
     return own
+
+
+def worker_needs() -> tuple[str, ...]:
+    """What our own side of a worker needs besides the user's requirements.
+
+    In a notebook that is IPython too, so that cells and functions with the same requirements share an
+    environment, and with it workers and the models cached there; in a kernel that has ipywidgets, this too.
+    """
+    shell = _shell()
+    if shell is None:
+        return ()
+    is_kernel = getattr(shell, "kernel", None) is not None
+    return ("ipython", "matplotlib-inline", *(_widgets() if is_kernel else ()))
+
+
+@functools.cache
+def _widgets() -> tuple[str, ...]:
+    """The ipywidgets that speak to the front end as the notebook's do; none if the notebook has none."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        major = int(version("ipywidgets").partition(".")[0])
+    except (PackageNotFoundError, ValueError):
+        return ()
+    return (f"ipywidgets>={major},<{major + 1}",) if major >= _OLDEST_WIDGETS else ()
+
+
+def pydantic_version() -> str:
+    """The version of pydantic, if this process has loaded it: its models may be in what travels."""
+    return str(getattr(sys.modules.get("pydantic"), "__version__", ""))
+
+
+def serving_needs(*, has_gateway: bool = False) -> tuple[str, ...]:
+    """What serving needs in an environment; pydantic as in the notebook, since models travel."""
+    version = pydantic_version()
+    major = int(version.partition(".")[0]) if version else 2
+    gateway = _GATEWAY_NEEDS if has_gateway else ()
+    return (*_NEEDS, *gateway, f"pydantic>={major},<{major + 1}")
+
+
+def _shell() -> Any:
+    """The IPython shell of this process; None if it is no notebook."""
+    ipython = sys.modules.get("IPython")
+    return ipython.get_ipython() if ipython is not None else None
 
 
 def read_requirements_file(path: str | Path) -> list[str]:

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import importlib.metadata
 import inspect
 import itertools
 import os
 import platform
-import sys
 import time
 from typing import TYPE_CHECKING, Any, overload
 
 from fal_agent.calling import run_coroutine
+from fal_agent.errors import FalServerlessError
 from fal_agent.runtime.nested import NestedFunction
 from fal_agent.wire import Call
 from fal_notebook import config, display
-from fal_notebook.environment import check_python, environment_spec
+from fal_notebook.environment import (
+    check_python,
+    environment_spec,
+    pydantic_version,
+    serving_needs,
+    worker_needs,
+)
 from fal_notebook.hosts.registry import get_host
 from fal_notebook.mapping import map_calls
 from fal_notebook.options import FunctionOptions, Options, make_options
@@ -34,13 +39,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
     from fal_notebook.hosts.base import Host, Parcel
+    from fal_notebook.spawned import AppSpawnInfo
 
-__all__ = ["Function", "function", "in_notebook", "pydantic_version", "worker_needs"]
+__all__ = ["Function", "function"]
 
 
 _SETTINGS_SECONDS = 1.0  # after which the host's settings are looked at again
 _KEPT_CALLS = 7
-_OLDEST_WIDGETS = 8  # major version of ipywidgets from which on its comms can be led elsewhere
 
 
 class Function:
@@ -71,12 +76,17 @@ class Function:
         """Run the function on its host and give its value; what it prints is printed here meanwhile.
 
         A coroutine function is run to its end. A generator function gives an iterator of its items,
-        which arrive as they are produced.
+        which arrive as they are produced. A function that is served (`serve=True`) or serves itself
+        (`exposed_port`) is reached at the URL that is printed, until it ends or is interrupted.
 
         Raises:
             BaseException: what the function raised, or one of `fal.exceptions`.
         """
         __tracebackhide__ = True
+        if self.settings.is_served:
+            from fal_notebook.wrapping import serve_until_ended
+
+            return serve_until_ended(self._serve(args, kwargs, quiet=True), self.app_name)
         host = self.host
         draw = display.drawer()
         parcel = self._parcel(host, args, kwargs, snapshot=False)
@@ -87,13 +97,28 @@ class Function:
 
     def submit(self, *args: Any, **kwargs: Any) -> Run:
         """Start a call and return at once; the run is a future of the value, and can be awaited."""
+        if self.settings.is_served:
+            return self._serve(args, kwargs).future
         host = self.host
         draw = display.background(self.__qualname__, display.comm_bridge())
         return start(host, self._parcel(host, args, kwargs), on_event=draw)
 
-    def spawn(self, *args: Any, **kwargs: Any) -> Run:
-        """Start a call and return at once; the same as `submit` for a function that is not served."""
+    def spawn(self, *args: Any, **kwargs: Any) -> Any:
+        """Start and return at once.
+
+        Returns:
+            For a function that is served, or serves itself, an `AppSpawnInfo`: its URL, its logs, its end.
+            For any other a run, as `submit` gives it.
+        """
+        if self.settings.is_served:
+            return self._serve(args, kwargs)
         return self.submit(*args, **kwargs)
+
+    def _serve(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, quiet: bool = False) -> AppSpawnInfo:
+
+        from fal_notebook.spawning import spawn_function
+
+        return spawn_function(self.raw_func, self.settings, (args, kwargs), name=self.app_name, quiet=quiet)
 
     async def _aio_value(self, *args: Any, **kwargs: Any) -> Any:
         return await self.submit(*args, **kwargs)
@@ -132,6 +157,11 @@ class Function:
             BaseException: what the function raised, when its item's turn comes. Calls that have not
                 ended by then are cancelled, as when the loop is left.
         """
+        if self.settings.is_served:
+            raise FalServerlessError(
+                f"{self.app_name} is served, and has no items: send requests to its URL, or use "
+                f"{self.app_name}.on(serve=False, exposed_port=None).map(...)"
+            )
         host = self.host
         packed = self._pack()
         arguments = zip(*iterables, strict=False)
@@ -145,13 +175,24 @@ class Function:
         """Run the plain function in this process: no host, no environment.
 
         Coroutines are run to their end, also where an event loop is running. Errors come out unchanged.
+        With `serve=True` the function is served in this process until it is interrupted.
+
+        Args:
+            args: for the function.
+            exposed_port: of a function with `serve=True`: where; default 8080; 0 takes a free port.
+            kwargs: for the function.
 
         Raises:
-            FalServerlessError: `exposed_port` is given; this function is not served.
+            FalServerlessError: `exposed_port` is given for a function that is not served; or it is in use.
         """
-        if exposed_port is not None:
-            from fal_agent.errors import FalServerlessError
+        if self.settings.serve:
+            from fal_agent.serving.local import run_local
+            from fal_agent.serving.served import servable
 
+            port = self.settings.exposed_port if exposed_port is None else exposed_port
+            run_local(servable(self.raw_func, self.settings.setup_function), port=port)
+            return None
+        if exposed_port is not None:
             raise FalServerlessError("exposed_port is for served functions; this one is not (serve=False)")
         if self.settings.setup_function is not None:
             args = (self.settings.setup_function(), *args)
@@ -270,7 +311,7 @@ class Function:
             environment=environment_spec(
                 settings.requirements,
                 python_version=settings.python_version,
-                extra=worker_needs(),
+                extra=(*worker_needs(), *(serving_needs() if settings.has_served else ())),
                 compile_bytecode=settings.compile_bytecode,
                 force=settings.force,
             ),
@@ -335,35 +376,3 @@ def function(
         return Function(func, settings)
 
     return decorate
-
-
-def worker_needs() -> tuple[str, ...]:
-    """What our own side of a worker needs besides the user's requirements.
-
-    In a notebook that is IPython too, so that cells and functions with the same requirements share an
-    environment, and with it workers and the models cached there; and ipywidgets, if the notebook has it.
-    """
-    if not in_notebook():
-        return ()
-    return ("ipython", "matplotlib-inline", *(_widgets() if display.in_kernel() else ()))
-
-
-@functools.cache
-def _widgets() -> tuple[str, ...]:
-    """The ipywidgets that speak to the front end as the notebook's do; none if the notebook has none."""
-    try:
-        major = int(importlib.metadata.version("ipywidgets").partition(".")[0])
-    except (importlib.metadata.PackageNotFoundError, ValueError):
-        return ()
-    return (f"ipywidgets>={major},<{major + 1}",) if major >= _OLDEST_WIDGETS else ()
-
-
-def pydantic_version() -> str:
-    """The version of pydantic, if this process has loaded it: its models may be in what travels."""
-    return str(getattr(sys.modules.get("pydantic"), "__version__", ""))
-
-
-def in_notebook() -> bool:
-    """Whether this process is an IPython session."""
-    ipython = sys.modules.get("IPython")
-    return ipython is not None and ipython.get_ipython() is not None

@@ -75,7 +75,7 @@ class _Fan:
         self._sizes: dict[int, int] = {}
         self._next = 0
         self._exhausted = False
-        self._draw = display.drawer()
+        self._draw = display.drawer(adds_up=True)
 
     def values(self, *, ordered: bool) -> Iterator[Any]:
         """Give the values, or raise the first error, in turn."""
@@ -94,6 +94,7 @@ class _Fan:
                 else:
                     return
         finally:
+            self._draw.end()
             for run in self._runs.values():
                 run.cancel()
 

@@ -7,6 +7,7 @@ it such a GPU?) is decided at the call.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 from fal_agent.errors import FalServerlessError
 from fal_agent.wire import Resources, Scaling
 from fal_notebook import checks, secrets
+from fal_notebook.environment import serving_needs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fal_agent.runtime.routes import HealthCheckConfig
     from fal_notebook.hosts.base import Host
 
 __all__ = [
@@ -112,10 +115,10 @@ class FunctionOptions:
     app_files_ignore: list[str] = field(default_factory=lambda: list(DEFAULT_APP_FILES_IGNORE))
     app_files_context_dir: str | None = None  # None: the working folder
     # serving
-    serve: bool = False
-    exposed_port: int | None = None
-    health_check_config: Any = None
-    skip_retry_conditions: list[str] | None = None
+    serve: bool = False  # the function is reached by HTTP: POST / calls it
+    exposed_port: int | None = None  # the function runs a server on this port of the host
+    health_check_config: HealthCheckConfig | dict[str, Any] | None = None  # what is asked, and how often
+    skip_retry_conditions: list[str] | None = None  # in which a request is not sent to another runner
     # kept, without effect
     metadata: dict[str, Any] | None = None
     private_logs: Any = None
@@ -124,11 +127,16 @@ class FunctionOptions:
     _scheduler: Any = None
     _scheduler_options: Any = None
 
+    has_served: bool = field(default=False, repr=False)  # what serving needs is in the environment
     given: frozenset[str] = field(default=frozenset(), repr=False, compare=False)  # names set on purpose
 
     @property
     def views(self) -> Options:
-        """The options that were given, and the kind, in the fal SDK's three groups."""
+        """The options that were given, and the kind, in the fal SDK's three groups.
+
+        Among the requirements of a function that is served, or was before `on(serve=False)`, are those of
+        serving.
+        """
         views = Options()
         for name in sorted(self.given | {"kind"}):
             group = views.host
@@ -137,6 +145,8 @@ class FunctionOptions:
             elif name in _ENVIRONMENT_KEYS:
                 group = views.environment
             group[name] = getattr(self, name)
+        if self.has_served:
+            views.environment["requirements"] = _with_more(self.requirements, serving_needs())
         return views
 
     def merged(self, host: Host | str | None = None, **config: Any) -> FunctionOptions:
@@ -155,7 +165,13 @@ class FunctionOptions:
             kept.pop("kind", None)  # the kind followed from the old image
         elif new.get("kind", "container") != "container":
             kept.pop("image", None)  # or the old image would make it a container again
-        return make_options(**{**kept, **new, "host": self.host if host is None else host})
+        made = make_options(**{**kept, **new, "host": self.host if host is None else host})
+        return dataclasses.replace(made, has_served=self.has_served or made.serve)
+
+    @property
+    def is_served(self) -> bool:
+        """Whether the function is reached at a URL, and not called."""
+        return self.serve or self.exposed_port is not None
 
     def resources(self) -> Resources:
         """What a call asks of the machine."""
@@ -190,19 +206,13 @@ class FunctionOptions:
         """Refuse, at the call, what can be declared but not yet run.
 
         Raises:
-            FalServerlessError: the kind is not "virtualenv", or the function is to be served.
+            FalServerlessError: the kind is not "virtualenv".
         """
         if self.kind != "virtualenv":
             raise FalServerlessError(
                 f"functions of kind {self.kind!r} cannot run yet; use kind='virtualenv' "
                 "and say what the function needs in requirements=[...]"
             )
-        for name in _GATEWAY_KEYS:
-            if getattr(self, name):
-                raise FalServerlessError(
-                    f"serving a function is not supported yet; call it without "
-                    f"{name}={getattr(self, name)!r}, for example as f.on({name}=None)(...)"
-                )
 
 
 def make_options(
@@ -235,7 +245,7 @@ def make_options(
     checked = {name: _CHECKS[name](name, value) for name, value in given.items() if value is not None}
     if "image" in checked:
         checked["kind"] = "container"
-    options = FunctionOptions(**checked, given=frozenset(checked))
+    options = FunctionOptions(**checked, has_served=checked.get("serve", False), given=frozenset(checked))
     _check_together(options)
     return options
 
@@ -262,6 +272,13 @@ def _check_together(options: FunctionOptions) -> None:
             f"max_concurrency ({options.max_concurrency}) must not be smaller than "
             f"min_concurrency ({options.min_concurrency})."
         )
+
+
+def _with_more(requirements: list[str] | list[list[str]] | None, more: tuple[str, ...]) -> list[Any]:
+    """Give requirements with more of them, in the last step if there are steps."""
+    if requirements and isinstance(requirements[-1], list):
+        return [*requirements[:-1], [*requirements[-1], *more]]
+    return [*(requirements or ()), *more]
 
 
 def _first(*values: float | None) -> float:
@@ -305,7 +322,7 @@ _CHECKS: dict[str, checks.Check] = {
     "app_files_context_dir": checks.path,
     "serve": checks.flag,
     "exposed_port": checks.whole(1, _MAX_PORT),
-    "health_check_config": checks.anything,
+    "health_check_config": checks.health_check,
     "skip_retry_conditions": checks.some_of(("timeout", "server_error", "connection_error")),
     "metadata": checks.mapping,
     "private_logs": checks.anything,

@@ -200,7 +200,12 @@ def _raising_code(frame: dict[str, Any]) -> types.CodeType:
         "col_offset": frame.get("colno") or 0,
         "end_col_offset": frame.get("end_colno") or 0,
     }
-    there: dict[str, Any] = {"lineno": begin, "end_lineno": here["end_lineno"], "col_offset": 0, "end_col_offset": 0}
+    there: dict[str, Any] = {
+        "lineno": begin,
+        "end_lineno": here["end_lineno"],
+        "col_offset": 0,
+        "end_col_offset": 0,
+    }
     (definition,) = ast.parse("def function(): pass").body
     assert isinstance(definition, ast.FunctionDef)
     definition.body = [ast.Raise(ast.Name(_RAISED, ast.Load(), **here), None, **here)]

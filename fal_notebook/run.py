@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fal_agent import pickling
 from fal_agent.wire import Failure, Item, Prompt, Result
+from fal_notebook.display import Drawer
 from fal_notebook.hosts.base import Execution, Host, Parcel, Received, ShowsRuns
 from fal_notebook.prompting import read_line
 from fal_notebook.rebuild import exception_from, reraise
@@ -303,11 +304,13 @@ class Items(Iterator[Any]):
             if isinstance(event, Item):
                 self.run.acknowledge(received)
                 return pickling.load(received.data)
-            if isinstance(event, Result):
+            if isinstance(event, (Result, Failure)):
                 self._ended = True
+                if self._draw is not None:
+                    self._draw(received)
+            if isinstance(event, Result):
                 self.value = pickling.load(received.data)
             elif isinstance(event, Failure):
-                self._ended = True
                 raise received.error or exception_from(event, received.data, self.run.host.name)
             else:
                 draw_or_ask(self.run, received, self._draw or _nowhere)
@@ -377,6 +380,17 @@ def follow(run: Run, draw: Draw) -> Any:
     Raises:
         BaseException: what the call raised.
     """
+    __tracebackhide__ = True
+    if not isinstance(draw, Drawer):
+        return _follow(run, draw)
+    draw.begin(run)
+    try:
+        return _follow(run, draw)
+    finally:
+        draw.end()
+
+
+def _follow(run: Run, draw: Draw) -> Any:
     __tracebackhide__ = True
     presses = 0
     while True:

@@ -20,11 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 from fal_agent import pickling
 from fal_agent.errors import EnvironmentBuildError, FalServerlessError, RequirementError, ResourceError
+from fal_agent.silence import silence
 from fal_agent.wire import Call, Failure
 from fal_notebook import config, display
 from fal_notebook.cells import CellNames, analyse
-from fal_notebook.environment import environment_spec, pep723_block, read_requirements_file
-from fal_notebook.functions import pydantic_version, worker_needs
+from fal_notebook.environment import (
+    environment_spec,
+    pep723_block,
+    pydantic_version,
+    read_requirements_file,
+    worker_needs,
+)
 from fal_notebook.handles import Handle
 from fal_notebook.hosts.registry import get_host
 from fal_notebook.inference import infer_requirements
@@ -299,9 +305,10 @@ class _Sending:
     ) -> None:
         self.stale: list[str] = []
         self._session, self._names, self._cell, self._options = session, names, cell, options
-        self._request = names.request(
-            cell.names, cell.namespace, returns=not options.no_return, in_background=options.background
-        )
+        with silence():
+            self._request = names.request(
+                cell.names, cell.namespace, returns=not options.no_return, in_background=options.background
+            )
 
     def start(self, **run_options: Any) -> Run:
         """Send the cell."""
@@ -314,7 +321,10 @@ class _Sending:
         reply, buffers = _decode(received)
         self.stale = reply["stale"]
         if not self.stale:
-            return self._names.apply(reply, buffers, self._request, self._cell.namespace)
+            with silence():
+                came = self._names.apply(reply, buffers, self._request, self._cell.namespace)
+            is_kept = self._options.background or self._options.output is not None
+            return came if is_kept else {}  # a run that nobody has must not keep values alive
         self._names.forget(self.stale)
         lost = [name for name in self.stale if isinstance(self._cell.namespace.get(name), Handle)]
         if lost:
@@ -323,7 +333,8 @@ class _Sending:
 
     def note_failure(self) -> None:
         """The cell raised."""
-        self._names.note_failure(self._cell.names, self._request, self._cell.namespace)
+        with silence():
+            self._names.note_failure(self._cell.names, self._request, self._cell.namespace)
 
 
 # ---------------------------------------------------------------- data

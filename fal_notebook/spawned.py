@@ -102,9 +102,23 @@ class AppSpawnInfo:
 
     @property
     def link(self) -> str:
-        """The address of the app's documentation, to open; with `app_auth="shared"` the token is in it."""
+        """The address of the app's documentation, to open; with `app_auth="shared"` the token is in it.
+
+        That of a function with a server of its own is its URL.
+        """
+        if self._spec.port is not None:
+            return self.url
         query = f"?{urlencode({'token': self._token})}" if self._token else ""
         return f"{self.url}/docs{query}"
+
+    @property
+    def return_value(self) -> Any:
+        """What the function returned, once it has; None for an app.
+
+        Raises:
+            BaseException: what it raised, or why it could not be served.
+        """
+        return self.future.result()
 
     def wait(
         self,
@@ -130,6 +144,9 @@ class AppSpawnInfo:
                 "Look at its logs, or give it more time with startup_timeout",
                 _NO_ANSWER,
             )
+        problem = self._problem()
+        if self._spec.port is not None and problem is None:
+            return  # its server listens; what it says to a health check is its own matter
         left = max(0.0, startup_timeout - (time.monotonic() - began))
         wait_until_healthy(
             self.url,

@@ -1,46 +1,43 @@
-"""Spawn an `App` on a host: what `App.spawn()` calls.
+"""Spawn an `App`, or a function that is served, on a host.
 
 Runs in the notebook. Spawning returns at once; environment, worker and `setup` follow in the background.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import platform
 import secrets
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fal_agent.errors import FalServerlessError
 from fal_agent.serving.signatures import resolved_annotations
-from fal_agent.wire import AppSpec, Call, HealthPolicy
+from fal_agent.wire import AppSpec, Call, HealthPolicy, Scaling
 from fal_notebook import app_registry, config
 from fal_notebook.credentials import key_credentials, make_key
-from fal_notebook.environment import environment_spec
-from fal_notebook.functions import pydantic_version
+from fal_notebook.environment import environment_spec, pydantic_version, serving_needs
 from fal_notebook.hosts.registry import get_host
 from fal_notebook.options import FunctionOptions, make_options
 from fal_notebook.payload import make_parcel, pack_arguments, pack_function
-from fal_notebook.run import start
-from fal_notebook.secrets import check_names, read_secrets
+from fal_notebook.run import load_result, start
+from fal_notebook.secrets import read_secrets
 from fal_notebook.spawned import AppSpawnInfo
 from fal_notebook.sync import collect_app_files, read_app_files
 
 if TYPE_CHECKING:
-    from fal_agent.runtime.app import App
-    from fal_notebook.hosts.base import Host
+    from collections.abc import Callable
 
-__all__ = ["spawn"]
+    from fal_agent.runtime.app import App
+    from fal_notebook.hosts.base import Host, Received
+
+__all__ = ["spawn", "spawn_function"]
 
 _GRACE = 30.0  # seconds
-_NEEDS = (
-    *("fastapi>=0.115", "uvicorn>=0.32", "websockets>=15", "msgpack>=1.0"),
-    *("httptools>=0.6", "uvloop>=0.21"),  # a third less time for a small request
-)
-_GATEWAY_NEEDS = ("httpx>=0.27",)
 _NOT_OPTIONS = (  # settings that mean something only on fal's own platform, or are looked at elsewhere
     *(
         "app_auth",
-        "secrets",
         "termination_grace_period_seconds",
         "metrics_port",
         "data_mounts",
@@ -68,26 +65,115 @@ def spawn(cls: type[App], *, host: Host | str | None = None, quiet: bool = False
         FalServerlessError: apps cannot be served there.
         HostError: the host cannot be reached.
     """
-    where = get_host(host)
+    settings = _settings(cls)
+    headers, token, accepted = _access(cls)
+    grace = cls.host_kwargs.get("termination_grace_period_seconds")
+    spec = _spec(
+        str(cls.app_name),
+        cls.__name__,
+        settings,
+        auth=cls.app_auth or "",
+        secrets=accepted,
+        grace=_GRACE if grace is None else float(grace),
+    )
+    served = _Served(cls, cls.__name__, settings, spec, headers=headers, token=token)
+    return _launch(served, get_host(host), quiet=quiet)
+
+
+def spawn_function(
+    function: Callable[..., Any],
+    settings: FunctionOptions,
+    arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {}),
+    *,
+    name: str,
+    quiet: bool = False,
+) -> AppSpawnInfo:
+    """Serve a function on its host; returns at once.
+
+    Args:
+        function: with `serve=True` or `exposed_port` among its settings.
+        settings: what it needs, and where it is to run.
+        arguments: what a function that opens a port itself is called with; others are called by requests.
+        name: what it is called on the host, where it replaces what has the same name.
+        quiet: as for `spawn`.
+
+    Raises:
+        FalServerlessError: its settings ask for what cannot be; or functions cannot be served there.
+        FalSerializationError: it uses something that cannot travel.
+        HostError: the host cannot be reached.
+    """
+    settings.check_runnable()
+    if settings.serve and any(arguments):
+        raise FalServerlessError(
+            f"{name} is served (serve=True): its arguments come with each request. Call it without any and "
+            f"POST them to its URL; {name}.on(serve=False)(...) calls it"
+        )
+    port = None if settings.serve else settings.exposed_port
+    if port is not None and _has_several(settings, at_least=True):
+        raise FalServerlessError(
+            f"{name} opens port {port} itself, and of those a host has one: it cannot have more than one "
+            "runner. Leave out min_concurrency above 1 and the concurrency buffers"
+        )
+    served = _Served(
+        function,
+        name,
+        settings,
+        _spec(name, f"{name}()", settings, port=port),
+        setup_function=settings.setup_function,
+        arguments=arguments,
+    )
+    return _launch(served, get_host(settings.host), quiet=quiet)
+
+
+@dataclass(frozen=True)
+class _Served:
+    """What is to be served.
+
+    Attributes:
+        target: the class of an app, or a function.
+        label: what it is called in messages.
+        settings: what it needs.
+        spec: how it is served.
+        headers: what its callers send along.
+        token: of its link.
+        setup_function: of a function.
+        arguments: positional and named, for a function that opens a port.
+    """
+
+    target: Any
+    label: str
+    settings: FunctionOptions
+    spec: AppSpec
+    headers: dict[str, str] = field(default_factory=dict)
+    token: str = ""
+    setup_function: Callable[[], Any] | None = None
+    arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+
+
+def _launch(served: _Served, where: Host, *, quiet: bool) -> AppSpawnInfo:
+    """Send it to a host; returns at once."""
     if not hasattr(where, "connect"):
         raise FalServerlessError(
             f"{where.name!r} is this very process and serves no apps in the background: "
-            f"use {cls.__name__}.run_local(), or spawn it on the host 'local'"
+            f"use {served.label}.run_local(), or spawn it on the host 'local'"
         )
-    settings = _settings(cls)
-    spec, headers, token = _spec(cls, settings)
     info = AppSpawnInfo(
         where,
-        spec,
-        headers=headers,
-        token=token,
-        startup_timeout=settings.startup_timeout,
+        served.spec,
+        headers=served.headers,
+        token=served.token,
+        startup_timeout=served.settings.startup_timeout,
         quiet=quiet,
     )
-    parcel = _parcel(cls, where, settings, spec)
-    info.begin(start(where, parcel, decode=lambda _: None, on_event=info.take))
-    app_registry.register(spec.name, info)
+    parcel = _parcel(served, where)
+    info.begin(start(where, parcel, decode=_value, on_event=info.take))
+    app_registry.register(served.spec.name, info)
     return info
+
+
+def _value(received: Received) -> Any:
+    """What a run gave: nothing, unless its function has returned."""
+    return load_result(received) if received.data else None
 
 
 def _settings(cls: type[App]) -> FunctionOptions:
@@ -108,41 +194,38 @@ def _settings(cls: type[App]) -> FunctionOptions:
     return settings
 
 
-def _spec(cls: type[App], settings: FunctionOptions) -> tuple[AppSpec, dict[str, str], str]:
-    """Say how the app is served; give that, the headers for its callers, and the token of its link."""
-    headers: dict[str, str] = {}
-    accepted: list[str] = []
-    token = ""
+def _access(cls: type[App]) -> tuple[dict[str, str], str, list[str]]:
+    """Give the headers for an app's callers, the token of its link, and digests of what is accepted."""
     if cls.app_auth == "private":
         key = key_credentials() or make_key()
-        headers = key.to_headers()
-        accepted = [_digest(f"{key.key_id}:{key.key_secret}")]
-    elif cls.app_auth == "shared":
+        return key.to_headers(), "", [_digest(f"{key.key_id}:{key.key_secret}")]
+    if cls.app_auth == "shared":
         token = secrets.token_urlsafe(24)
-        accepted = [_digest(token)]
-        headers = {"x-fal-token": token}
-    elif cls.app_auth not in (None, "public"):
+        return {"x-fal-token": token}, token, [_digest(token)]
+    if cls.app_auth not in (None, "public"):
         raise ValueError(f"app_auth must be 'private', 'shared', 'public' or None, not {cls.app_auth!r}")
-    check = cls.get_health_check_config()
-    grace = cls.host_kwargs.get("termination_grace_period_seconds")
-    spec = AppSpec(
-        name=str(cls.app_name),
-        auth=cls.app_auth or "",
-        secrets=accepted,
+    return {}, "", []
+
+
+def _spec(name: str, label: str, settings: FunctionOptions, **more: Any) -> AppSpec:
+    """Say how something is served; `more` are fields of the specification."""
+    check = settings.health_check_config
+    return AppSpec(
+        name=name,
         health=HealthPolicy() if check is None else _health(check),
         request_timeout=settings.request_timeout,
         multiplexing=settings.max_multiplexing if "max_multiplexing" in settings.given else None,
-        grace=_GRACE if grace is None else float(grace),
         skip_retry=list(settings.skip_retry_conditions or ()),
-        environ=read_secrets(check_names("secrets", cls.host_kwargs.get("secrets") or []), what=cls.__name__),
+        environ=read_secrets(settings.secrets or (), what=label),
+        **more,
     )
-    return spec, headers, token
 
 
 def _health(check: Any) -> HealthPolicy:
     usual = HealthPolicy()
     return HealthPolicy(
         path=check.path,
+        method=check.method,
         start_period=_first(check.start_period_seconds, usual.start_period),
         timeout=_first(check.timeout_seconds, usual.timeout),
         threshold=int(_first(check.failure_threshold, usual.threshold)),
@@ -158,11 +241,15 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _parcel(cls: type[App], host: Host, settings: FunctionOptions, spec: AppSpec) -> Any:
-    """Put the class and what it needs together."""
-    with resolved_annotations(cls):
+def _parcel(served: _Served, host: Host) -> Any:
+    """Put what is served and what it needs together."""
+    settings, spec = served.settings, served.spec
+    with resolved_annotations(served.target):
         packed = pack_function(
-            cls, local_modules=settings.local_python_modules or (), serializer=settings.serializer
+            served.target,
+            served.setup_function,
+            local_modules=settings.local_python_modules or (),
+            serializer=settings.serializer,
         )
     files, blobs = read_app_files(
         collect_app_files(
@@ -174,17 +261,17 @@ def _parcel(cls: type[App], host: Host, settings: FunctionOptions, spec: AppSpec
     known = config.load().host(host.name)
     call = Call(
         kind="app",
-        label=cls.__name__,
+        label=served.label,
         function=packed.digest,
         environment=environment_spec(
             settings.requirements,
             python_version=settings.python_version,
-            extra=_needs(settings),
+            extra=serving_needs(has_gateway=spec.port is not None or _has_several(settings)),
             compile_bytecode=settings.compile_bytecode,
             force=settings.force,
         ),
         resources=settings.resources(),
-        scaling=settings.scaling(host_keep_alive=known.keep_alive),
+        scaling=_scaling(served, known.keep_alive),
         startup_timeout=settings.startup_timeout,
         lease=settings.lease_seconds(host_lease=known.lease),
         files=files,
@@ -194,20 +281,19 @@ def _parcel(cls: type[App], host: Host, settings: FunctionOptions, spec: AppSpec
         scale_key=f"app:{spec.name}",
         app=spec,
     )
-    return make_parcel(call, packed, pack_arguments((), {}), blobs=blobs)
+    args, kwargs = served.arguments
+    arguments = pack_arguments(args, kwargs, label=served.label) if args or kwargs else pack_arguments((), {})
+    return make_parcel(call, packed, arguments, blobs=blobs)
 
 
-def _needs(settings: FunctionOptions) -> tuple[str, ...]:
-    """What serving needs in the app's environment; pydantic as in the notebook, since models travel."""
-    version = pydantic_version()
-    major = int(version.partition(".")[0]) if version else 2
-    gateway = _GATEWAY_NEEDS if _has_several(settings) else ()
-    return (*_NEEDS, *gateway, f"pydantic>={major},<{major + 1}")
+def _scaling(served: _Served, host_keep_alive: float | None) -> Scaling:
+    scaling = served.settings.scaling(host_keep_alive=host_keep_alive)
+    return scaling if served.spec.port is None else dataclasses.replace(scaling, max_concurrency=1)
 
 
-def _has_several(settings: FunctionOptions) -> bool:
-    """Whether the app may have more than one runner, and so a gateway."""
-    if settings.max_concurrency is not None:
+def _has_several(settings: FunctionOptions, *, at_least: bool = False) -> bool:
+    """Whether it may have more than one runner, and so a gateway; `at_least`: whether it must."""
+    if settings.max_concurrency is not None and not at_least:
         return settings.max_concurrency > 1
     return bool(
         settings.min_concurrency > 1 or settings.concurrency_buffer or settings.concurrency_buffer_perc

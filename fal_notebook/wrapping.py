@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fal_notebook.hosts.base import Host
     from fal_notebook.spawned import AppSpawnInfo
 
-__all__ = ["WrappedApp", "wrap_app"]
+__all__ = ["WrappedApp", "serve_until_ended", "wrap_app"]
 
 
 class WrappedApp:
@@ -38,15 +38,7 @@ class WrappedApp:
         Raises:
             BaseException: what `setup` raised, or why the app could not be served.
         """
-        info = spawn(self.app, host=self._host, quiet=True)
-        logs = LogPrinter(info.logs)
-        try:
-            print(f"{self.__name__} is served at {info.url}; interrupt to stop", flush=True)  # noqa: T201 - for the person at the keyboard
-            info.future.result()
-        except KeyboardInterrupt:
-            info.stop()
-        finally:
-            logs.close()
+        serve_until_ended(spawn(self.app, host=self._host, quiet=True), self.__name__)
 
     def spawn(self) -> AppSpawnInfo:
         """Serve the app on its host and return at once, as `App.spawn` does."""
@@ -58,6 +50,30 @@ class WrappedApp:
 
     def __repr__(self) -> str:
         return f"<wrapped app {self.app_name!r}>"
+
+
+def serve_until_ended(info: AppSpawnInfo, name: str) -> Any:
+    """Wait until what was spawned has ended, printing what it says; an interrupt ends it.
+
+    Args:
+        info: what was spawned, without a display of its own.
+        name: what to call it.
+
+    Returns:
+        What its function returned; None for an app, and after an interrupt.
+
+    Raises:
+        BaseException: why it could not be served.
+    """
+    logs = LogPrinter(info.logs)
+    try:
+        print(f"{name} is served at {info.url}; interrupt to stop", flush=True)  # noqa: T201 - for the person at the keyboard
+        return info.future.result()
+    except KeyboardInterrupt:
+        info.stop()
+        return None
+    finally:
+        logs.close()
 
 
 def wrap_app(cls: type[App], *, host: Host | str | None = None, **settings: Any) -> WrappedApp:

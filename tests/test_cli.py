@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -119,14 +120,23 @@ def test_a_host_that_fails_the_doctor_ends_with_1_and_says_what_to_type() -> Non
 
     assert result.exit_code == 1
     assert re.search(
-        r"^FAIL  port: .*\n(.*\n)*      do this: ssh -v closed true", result.output, re.MULTILINE
+        r"^FAIL  port: .*\n(.*\n)*      do this: ssh -v -F \S+ closed true", result.output, re.MULTILINE
     )
+
+
+def test_the_doctor_speaks_json() -> None:
+    result = run("doctor", "closed", "--json")
+
+    answer = json.loads(result.output)
+    assert (result.exit_code, answer["host"], answer["ok"]) == (1, "closed", False)
+    assert [check["status"] for check in answer["checks"]] == ["ok", "ok", "fail"]
+    assert "true" in answer["checks"][-1]["fix"]
 
 
 def test_the_doctor_looks_at_the_default_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAL_HOST", "closed")
 
-    assert "ssh -v closed" in run("doctor").output
+    assert re.search(r"ssh -v -F \S+ closed", run("doctor").output)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,9 +18,10 @@ from fal_agent.errors import (
     HostKeyError,
     HostUnreachableError,
 )
-from fal_notebook import diagnose as module
 from fal_notebook.config import config_folder, remember_host
-from fal_notebook.diagnose import Check, diagnose, examine, size_text
+from fal_notebook.diagnose import Check, Examination, as_json, diagnose, examine, machine, size_text, way
+from fal_notebook.hosts.base import CompletedCommand
+from fal_notebook.hosts.ssh_config import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,8 +63,9 @@ def test_this_machine_can_run_calls() -> None:
     checks = diagnose("local", timeout=60)
 
     assert [check.name for check in checks if not check.ok] == []
-    assert [check.name for check in checks] == ["folder", "disk", "Python", "uv", "agent", "GPUs"]
-    assert "cores" in checks[4].detail
+    names = ["folder", "disk", "Python", "uv", "index", "GPU driver", "agent", "GPUs"]
+    assert [check.name for check in checks] == names
+    assert "cores" in checks[6].detail
 
 
 def test_the_inline_host_needs_nothing() -> None:
@@ -88,13 +92,13 @@ def test_a_mistake_in_the_settings_names_the_file_to_edit() -> None:
 
 def test_a_full_disk_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """By asking for more room than any disk has."""
-    monkeypatch.setattr(module, "LEAST_DISK", 1 << 80)
+    monkeypatch.setattr(machine, "LEAST_DISK", 1 << 80)
 
     checks = diagnose("local")
 
     assert [check.name for check in checks if not check.ok] == ["disk"]
     assert checks[-1].name != "agent"
-    assert "fal-notebook envs local" in next(check.fix for check in checks if not check.ok)
+    assert next(check.fix for check in checks if not check.ok).startswith("du -xh ")
 
 
 def test_a_folder_that_cannot_be_made_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -120,7 +124,7 @@ def test_a_folder_that_cannot_be_made_is_found(monkeypatch: pytest.MonkeyPatch, 
     ],
 )
 def test_a_python_is_needed(facts: dict[str, str], ok: bool, words: str) -> None:
-    check = module._python("gpu-box", facts)
+    check = machine._python("gpu-box", facts)
 
     assert (check.ok, bool(check.fix)) == (ok, not ok)
     assert words in check.detail
@@ -139,7 +143,7 @@ def test_a_python_is_needed(facts: dict[str, str], ok: bool, words: str) -> None
     ],
 )
 def test_uv_is_needed_or_can_be_brought(facts: dict[str, str], ok: bool, words: str) -> None:
-    check = module._uv(facts)
+    check = machine._uv(facts)
 
     assert (check.ok, bool(check.fix)) == (ok, not ok)
     assert words in check.detail
@@ -150,7 +154,7 @@ def test_the_probe_passes_over_a_python_that_is_too_old(tmp_path: Path) -> None:
     for name in ("python3", "uv"):
         (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
         (tmp_path / name).chmod(0o755)
-    script = module._PROBE.format(root="'~/nowhere'", python=str(tmp_path / "python3"), uv="")
+    script = machine._PROBE.format(root="'~/nowhere'", python=str(tmp_path / "python3"), uv="")
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)}
 
     done = subprocess.run(
@@ -165,7 +169,7 @@ def test_the_probe_passes_over_a_python_that_is_too_old(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", ["", "df: not found", "a b c"])
 def test_a_disk_that_tells_nothing_is_no_failure(line: str) -> None:
-    assert module._disk("a", {"disk": line, "place": "/x"}).ok
+    assert machine._disk({"disk": line, "place": "/x"}, "").ok
 
 
 # ---------------------------------------------------------------- the way there
@@ -176,16 +180,26 @@ def test_a_disk_that_tells_nothing_is_no_failure(line: str) -> None:
     [
         (HostKeyError("not known"), "host key"),
         (AuthenticationError("refused"), "login"),
-        (ConfigurationError("bad ProxyJump"), "settings"),
-        (HostUnreachableError("refused"), "port"),
-        (FalServerlessError("something else"), "port"),
+        (ConfigurationError("bad ProxyJump"), "configuration"),
+        (HostUnreachableError("refused"), "connection"),
+        (FalServerlessError("something else"), "shell"),
     ],
 )
 def test_every_error_of_a_connection_has_its_step_and_remedy(error: FalServerlessError, step: str) -> None:
-    check = module._refused("gpu box", error)
+    *_, check = way._refused(resolve("gpu$box", []), error)
 
     assert (check.name, check.ok) == (step, False)
-    assert "'gpu box'" in check.fix  # quoted for the shell
+    assert "'gpu$box'" in check.fix  # quoted for the shell
+
+
+def test_a_key_that_does_not_exist_is_to_be_made_first(tmp_path: Path) -> None:
+    (tmp_path / "c").write_text(f"IdentityFile {tmp_path}/key\n")
+
+    *_, check = way._refused(resolve("box", [tmp_path / "c"]), AuthenticationError("refused"))
+
+    assert check.fix.startswith(
+        f"ssh-keygen -t ed25519 -f {tmp_path}/key && ssh-copy-id -i {tmp_path}/key.pub"
+    )
 
 
 def test_a_name_that_cannot_be_looked_up_is_told_from_a_closed_port(
@@ -214,7 +228,8 @@ def test_a_machine_over_ssh_is_looked_at_step_by_step(box: SSHServer) -> None:
     checks = until_agent(box.name)
 
     assert [name for name, check in checks.items() if not check.ok] == []
-    assert list(checks) == ["name", "port", "host key", "login", "shell", "folder", "disk", "Python", "uv"]
+    steps = ["configuration", "name", "port", "host key", "login", "shell", "folder", "disk", "Python", "uv"]
+    assert list(checks) == steps
     assert checks["shell"].detail == "starts without printing anything"
 
 
@@ -222,7 +237,8 @@ def test_a_machine_over_ssh_can_run_calls(box: SSHServer) -> None:
     checks = diagnose(box.name, timeout=60)
 
     assert [check.detail for check in checks if not check.ok] == []
-    assert [check.name for check in checks[-2:]] == ["agent", "GPUs"]
+    assert [check.name for check in checks[-3:]] == ["agent", "GPUs", "forwarding"]
+    assert checks[-1].fix == ""
 
 
 def test_a_shell_that_prints_at_its_start_is_a_note(box: SSHServer) -> None:
@@ -258,7 +274,7 @@ def test_an_unknown_host_key_is_the_failure(
     check = the_failure(diagnose(box.name))
 
     assert check.name == "host key"
-    assert check.fix.startswith(f"ssh {box.name} true")
+    assert check.fix.startswith(f"ssh -F {other} {box.name} true")
 
 
 def test_a_changed_host_key_comes_with_the_command_that_forgets_the_old_one(
@@ -289,7 +305,122 @@ def test_a_wrong_key_is_a_failure_of_the_login(
     check = the_failure(diagnose(box.name))
 
     assert check.name == "login"
-    assert check.fix == f"ssh-copy-id {box.name}"
+    assert check.fix == f"ssh-copy-id -i {tmp_path}/other.pub -F {other} {box.name}"
+
+
+def test_where_sockets_are_forbidden_that_is_a_note(box: SSHServer) -> None:
+    box.restart("DisableForwarding yes")
+    try:
+        check = diagnose(box.name, timeout=60)[-1]
+    finally:
+        box.restart()
+
+    assert (check.name, check.status) == ("forwarding", "note")
+    assert "AllowStreamLocalForwarding yes" in check.fix
+
+
+def test_a_way_through_another_machine_is_told(box: SSHServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies behind it cannot be looked up or reached from here."""
+    first = box.host_block.replace(f"Host {box.name}", "Host gate")
+    path = box.folder / "jump_config"
+    path.write_text(f"{box.host_block}  ProxyJump gate\n{first}")
+    monkeypatch.setenv("FAL_SSH_CONFIG", str(path))
+
+    checks = until_agent(box.name)
+
+    assert list(checks)[:2] == ["configuration", "host key"]
+    assert checks["configuration"].detail.endswith("by way of gate")
+
+
+def test_what_answers_without_speaking_ssh_is_told_from_a_server(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FAL_SSH_CONFIG", str(tmp_path / "config"))
+    (tmp_path / "config").write_text("")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        answering = threading.Thread(target=lambda: listener.accept()[0].sendall(b"HTTP/1.1 400 Bad\r\n\r\n"))
+        answering.start()
+        check = the_failure(diagnose(f"127.0.0.1:{listener.getsockname()[1]}"))
+        answering.join()
+
+    assert check.name == "port"
+    assert "'HTTP/1.1 400 Bad'" in check.detail
+
+
+# ---------------------------------------------------------------- what else the probe finds
+
+
+@pytest.mark.parametrize(
+    ("facts", "check", "status", "words"),
+    [
+        ({"place": "/h", "writable": "yes", "executable": "yes"}, "folder", "ok", "can be written"),
+        ({"place": "/h", "writable": "yes"}, "folder", "FAIL", "mounted noexec"),
+        ({"place": "/h", "trouble": "sh: /h/x: Permission denied"}, "folder", "FAIL", "Permission denied"),
+        ({"place": "/h", "trouble": "head: /h/x: Disk quota exceeded"}, "folder", "ok", ""),
+        (
+            {"place": "/h", "trouble": "head: /h/x: Disk quota exceeded"},
+            "disk",
+            "FAIL",
+            "Disk quota exceeded",
+        ),
+        ({"disk": "x 1 1 100000000 1% /", "inodes": "x 9 9 0 100% /"}, "disk", "FAIL", "no inodes"),
+        ({"disk": "x 1 1 100000000 1% /", "inodes": "x 0 0 0 - /"}, "disk", "ok", "GB free on /"),
+        ({"disk": "x 1 1 1000000 1% /"}, "disk", "note", "not for one with torch"),
+        ({"disk": "x 1 1 100000 1% /"}, "disk", "FAIL", "102 MB free"),
+        ({}, "GPU driver", "ok", "no NVIDIA GPU"),
+        ({"driver": "550.1"}, "GPU driver", "ok", "NVIDIA 550.1"),
+        (
+            {"driver": "no devices", "driver_fails": "yes"},
+            "GPU driver",
+            "note",
+            "does not answer: no devices",
+        ),
+        ({"clock": "1000"}, "clock", "ok", "agrees"),
+        ({"clock": "900"}, "clock", "note", "100 s behind"),
+        ({"clock": "1200"}, "clock", "note", "198 s ahead of"),
+        ({"clock": "?"}, "clock", "ok", "does not tell"),
+    ],
+)
+def test_what_is_found_is_judged(facts: dict[str, str], check: str, status: str, words: str) -> None:
+    if check in {"folder", "disk"}:
+        facts = {"disk": "x 1 1 100000000 1% /", **facts}
+    judged = {
+        "folder": lambda: machine._folder("/h/root", facts),
+        "disk": lambda: machine._disk(facts, "ssh box"),
+        "GPU driver": lambda: machine._driver(facts),
+        "clock": lambda: machine._clock(facts, 1000.0, 1002.0),
+    }[check]()
+
+    assert (judged.name, judged.status) == (check, status)
+    assert words in judged.detail
+
+
+def test_an_index_out_of_reach_is_a_note_with_the_programs_words() -> None:
+    def run(_script: str) -> CompletedCommand:
+        return CompletedCommand(2, b"", b"error: no route\n  hint: none\n")
+
+    check = machine._index({}, run)
+
+    assert check.status == "note"
+    assert check.detail.splitlines()[1:] == ["  error: no route", "  hint: none"]
+    assert "uv.toml" in check.fix
+
+
+def test_an_examination_reads_well_as_text_html_and_json() -> None:
+    checks = [Check("name", True, "fine"), Check("port", False, "no <b>\nsecond", "type this")]
+    examination = Examination("box", checks)
+
+    assert repr(examination) == "ok    name: fine\nFAIL  port: no <b>\n      second\n      do this: type this"
+    assert "no &lt;b&gt;" in examination._repr_html_()
+    assert "<code>type this</code>" in examination._repr_html_()
+    assert not examination.ok
+    assert as_json("box", checks)["checks"][1] == {
+        "name": "port",
+        "ok": False,
+        "detail": "no <b>\nsecond",
+        "fix": "type this",
+        "status": "fail",
+    }
 
 
 # ---------------------------------------------------------------- numbers

@@ -32,7 +32,7 @@ class Target:
     """An app of which the test holds the other ends, and which allows repetition if it is told so."""
 
     def __init__(self, dial: Callable[[], Any], *, may_repeat: bool = False) -> None:
-        self.dial, self.may_repeat = dial, may_repeat
+        self.dial, self.may_repeat, self.own_user_only = dial, may_repeat, False
 
 
 @pytest.fixture

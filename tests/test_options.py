@@ -11,6 +11,7 @@ import pytest
 
 from fal_agent.errors import FalServerlessError
 from fal_agent.framing import FrameDecoder
+from fal_agent.runtime.routes import HealthCheckConfig
 from fal_agent.wire import Call, EnvironmentSpec, Resources, Scaling, Submit, decode, encode
 from fal_notebook import options as options_module
 from fal_notebook.options import DEFAULT_APP_FILES_IGNORE, FunctionOptions, make_options
@@ -52,7 +53,7 @@ GOOD_VALUES: dict[str, Any] = {
     "app_files_context_dir": "project",
     "serve": True,
     "exposed_port": 8080,
-    "health_check_config": object(),
+    "health_check_config": HealthCheckConfig("/health", method="GET"),
     "skip_retry_conditions": ["timeout"],
     "metadata": {"openapi": {}},
     "private_logs": True,
@@ -61,7 +62,7 @@ GOOD_VALUES: dict[str, Any] = {
     "_scheduler": "nomad",
     "_scheduler_options": {"storage_region": "us-east"},
 }
-OPTION_NAMES = {item.name for item in dataclasses.fields(FunctionOptions)} - {"given"}
+OPTION_NAMES = {item.name for item in dataclasses.fields(FunctionOptions)} - {"given", "has_served"}
 
 
 class SomeHost:
@@ -282,7 +283,7 @@ def test_taking_the_image_away_takes_the_container_away() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [{"kind": "container"}, {"kind": "conda"}, {"serve": True}, {"exposed_port": 8080}, {"image": object()}],
+    [{"kind": "container"}, {"kind": "conda"}, {"image": object()}],
 )
 def test_what_cannot_run_yet_is_declared_and_refused_at_the_call(config: dict[str, Any]) -> None:
     options = make_options(**config)
@@ -292,8 +293,6 @@ def test_what_cannot_run_yet_is_declared_and_refused_at_the_call(config: dict[st
 
 
 def test_the_advice_of_a_refused_call_works() -> None:
-    make_options(serve=True).merged(serve=None).check_runnable()
-    make_options(exposed_port=80).merged(exposed_port=None).check_runnable()
     make_options("conda", packages=["x"]).merged(packages=None, kind="virtualenv").check_runnable()
     make_options(image=object()).merged(kind="virtualenv", requirements=["numpy"]).check_runnable()
 
@@ -318,8 +317,34 @@ def test_the_views_hold_what_was_given_in_three_groups() -> None:
     views = options.views
 
     assert views.host == {"machine_type": "XS", "keep_alive": 10.0}
-    assert views.environment == {"kind": "virtualenv", "requirements": ["numpy"]}
+    requirements = views.environment.pop("requirements")
+    assert requirements[0] == "numpy"
+    assert {line.partition(">=")[0] for line in requirements[1:]} >= {"fastapi", "uvicorn", "pydantic"}
+    assert views.environment == {"kind": "virtualenv"}
     assert views.gateway == {"serve": True}
+
+
+def test_what_serving_needs_stays_when_a_function_is_served_no_more() -> None:
+    """So that a call finds the environment, and what is warm in it."""
+    served = make_options(requirements=[["numpy"], ["torch"]], serve=True)
+
+    other = served.merged(serve=False).merged(keep_alive=5)
+
+    first, second = other.views.environment["requirements"]
+    assert first == ["numpy"]
+    assert second[:1] == ["torch"]
+    assert any(line.startswith("fastapi") for line in second)
+    assert not other.is_served
+    assert make_options(serve=False).views.environment == {"kind": "virtualenv"}
+
+
+def test_a_health_check_may_be_a_dictionary() -> None:
+    options = make_options(exposed_port=8000, health_check_config={"path": "/health", "method": "GET"})
+
+    assert options.health_check_config == HealthCheckConfig("/health", method="GET")
+    for wrong in ({"method": "GET"}, {"path": "health"}, {"path": "/", "timeout": 3}, "/health"):
+        with pytest.raises(ValueError, match="health_check_config must"):
+            make_options(health_check_config=wrong)
 
 
 def test_a_hosts_settings_count_where_the_function_says_nothing() -> None:

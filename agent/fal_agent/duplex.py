@@ -73,7 +73,13 @@ class Duplex:
             self._write(data)
 
     def send_blob(
-        self, name: str, data: Buffer, *, part_size: int = PART_SIZE, stop: Callable[[], bool] = bool
+        self,
+        name: str,
+        data: Buffer,
+        *,
+        part_size: int = PART_SIZE,
+        stop: Callable[[], bool] = bool,
+        sent: Optional[Callable[[int], None]] = None,
     ) -> None:
         """Send a blob in parts; other messages come between them.
 
@@ -82,6 +88,7 @@ class Duplex:
             data: its bytes.
             part_size: bytes of the first part; later ones grow or shrink with what the line carries.
             stop: asked before each part; when it says yes the rest is not sent.
+            sent: told after each part how many bytes it had.
         """
         view = memoryview(data).cast("B")
         size, offset, pace = len(view), 0, Pace(part_size)
@@ -95,6 +102,8 @@ class Duplex:
                 self._write(frame)
             pace.took(time.monotonic() - started)
             offset += max(1, len(part))
+            if sent is not None:
+                sent(len(part))
 
     def close(self) -> None:
         """End the stream; `on_close` is called by the reading thread."""
@@ -120,7 +129,7 @@ class Duplex:
                 for frame in decoder.feed(data):
                     self._on_message(decode(frame), frame.buffers)
             if decoder.pending_bytes and not self._closed:
-                problem = ProtocolError("the connection ended in the middle of a message")
+                problem = EOFError("the connection ended in the middle of a message")
         except (OSError, EOFError, ProtocolError) as error:
             problem = None if self._closed else error
         finally:

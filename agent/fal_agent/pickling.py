@@ -17,7 +17,7 @@ import sys
 import threading
 import types
 import weakref
-from typing import TYPE_CHECKING, Any, ClassVar, Optional
+from typing import TYPE_CHECKING, Any, ClassVar, Optional, cast
 
 from fal_agent.culprits import explain
 from fal_agent.errors import FalSerializationError
@@ -235,10 +235,21 @@ def _pickler_type() -> Callable[..., pickle.Pickler]:
                 make, arguments, state, _, _, set_state = reduced
                 if obj not in _foreigners:
                     _natives.add(obj)
-                return make, arguments, (set_state, state), None, None, _set_class_state
+                return _make_class, (make, *arguments), (set_state, state), None, None, _set_class_state
             return reduced
 
     return Pickler
+
+
+def _make_class(make: Callable[..., type], *arguments: Any) -> type:
+    """Give the class that is known under an id, or else make it: made again, it would be registered twice.
+
+    Both functions by which cloudpickle makes classes take the id last but one, and use it only in the end.
+    """
+    from cloudpickle import cloudpickle
+
+    known = cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(arguments[-2])  # noqa: SLF001 - no other way to ask
+    return make(*arguments) if known is None else cast("type", known)
 
 
 def _set_class_state(cls: type, state: tuple[Callable[[type, Any], Any], Any]) -> None:

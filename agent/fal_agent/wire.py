@@ -134,7 +134,8 @@ class Scaling:
 class HealthPolicy:
     """How the agent finds out whether a runner of an app is well."""
 
-    path: str = ""  # of a POST endpoint; empty: GET /health
+    path: str = ""  # what is asked; empty: GET /health, or whether the function's own server listens
+    method: str = "POST"  # how it is asked
     start_period: float = 30.0  # seconds after the start of serving in which failures do not count
     timeout: float = 5.0  # seconds that an answer may take
     threshold: int = 3  # failures in a row that make a runner sick
@@ -154,13 +155,14 @@ class AppSpec:
     grace: float = 30.0  # seconds between asking a runner to end and making it
     skip_retry: list[str] = field(default_factory=list)  # "timeout", "server_error", "connection_error"
     environ: dict[str, str] = field(default_factory=dict, repr=False)  # secrets: neither written nor logged
+    port: Optional[int] = None  # of the server that the function itself runs; None: it is served
 
 
 @dataclass(frozen=True)
 class Call:
     """What is to run and what it needs: everything about a call that stays the same from call to call."""
 
-    # "function": pickle of (function, setup or None); "app": of (class, None); "cell": a session's;
+    # "function" and "app": pickle of (function or class, setup or None); "cell": a session's;
     # "comm": a message of the front end to a widget of a session, which neither starts nor is journaled
     kind: str
     label: str  # the function's qualified name, or the first line of the cell
@@ -391,8 +393,9 @@ class Display:
 
     type: ClassVar[str] = "display"
     run_id: str
-    # "display", "result" (the value of a cell's last expression), "update", "page" (for a pager), or "error":
-    # {"ename", "evalue", "traceback"} instead of a MIME bundle; metadata "own" says that it ends the cell
+    # "display", "result" (the value of a cell's last expression), "update", "page" (for a pager),
+    # "next_input" (text for another cell; metadata "replace": for this one), or "error": {"ename", "evalue",
+    # "traceback" (None if it was printed)} instead of a MIME bundle; metadata "own": it ends the cell
     kind: str
     data: Data = field(default_factory=list)
     seq: int = 0
@@ -418,9 +421,12 @@ class Progress:
 
     type: ClassVar[str] = "progress"
     run_id: str
-    name: str
+    name: str  # what stands before the bar
     done: float
     total: Optional[float] = None
+    bar: int = 0  # which one, of the run's
+    depth: int = 0  # how many others it stands in
+    over: bool = False
     seq: int = 0
     sent_at: float = 0.0
     cost: int = 0

@@ -7,20 +7,37 @@ Runs in the notebook. `drawer` gives what draws the events of a call that the ma
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from typing import TYPE_CHECKING
 
 from fal_agent.wire import Failure, Result
 from fal_notebook.display.errors import forget_error, note_error
+from fal_notebook.display.watching import unwatch, watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fal_notebook.display.comms import CommBridge, Send
+    from fal_notebook.display.notebook import CellFace
+    from fal_notebook.display.plain import TextFace
+    from fal_notebook.display.run_card import Stoppable
     from fal_notebook.hosts.base import Received
 
     Draw = Callable[[Received], None]
 
-__all__ = ["background", "comm_bridge", "drawer", "in_kernel", "message_id", "note_error"]
+__all__ = [
+    "STRIP_AFTER",
+    "Drawer",
+    "background",
+    "comm_bridge",
+    "drawer",
+    "in_kernel",
+    "message_id",
+    "note_error",
+]
+
+STRIP_AFTER = 5.0  # seconds that a call runs before a strip shows what its worker does
 
 
 def in_kernel() -> bool:
@@ -34,9 +51,9 @@ def message_id() -> str:
     """The id of the front end's message that this thread answers; "" outside of a kernel."""
     if not in_kernel():
         return ""
-    from IPython import get_ipython
+    from fal_notebook.display.publishing import parent_header
 
-    return str(get_ipython().kernel.get_parent("shell").get("header", {}).get("msg_id", ""))
+    return str(parent_header().get("header", {}).get("msg_id", ""))
 
 
 def comm_bridge(send: Send | None = None) -> CommBridge | None:
@@ -52,41 +69,111 @@ def comm_bridge(send: Send | None = None) -> CommBridge | None:
     return CommBridge(send)
 
 
-def drawer(bridge: CommBridge | None = None) -> Draw:
+def drawer(bridge: CommBridge | None = None, *, adds_up: bool = False) -> Drawer:
     """Give what draws the events of one call, called by the thread that waits for it.
 
     Args:
-        bridge: of its session; None for a call's own.
+        bridge: of the widgets of its session; None for a call's own.
+        adds_up: they are those of many calls, whose bars of progress add up.
     """
     forget_error()
-    return _Drawer(bridge).draw
+    return Drawer(bridge, adds_up=adds_up)
 
 
-class _Drawer:
-    """Draws one call, on a face that is made when there is something to draw: most calls say nothing."""
+class Drawer:
+    """Draws one call, on a face that is made when there is something to draw: most calls say nothing.
 
-    __slots__ = ("_bridge", "_draw")
+    Between `begin` and `end` the call is looked at: one that takes long says so by itself.
+    """
 
-    def __init__(self, bridge: CommBridge | None) -> None:
-        self._bridge = bridge
+    __slots__ = ("_adds_up", "_began", "_bridge", "_draw", "_face", "_run")
+
+    def __init__(self, bridge: CommBridge | None, *, adds_up: bool = False) -> None:
+        self._bridge, self._adds_up = bridge, adds_up
         self._draw: Draw | None = None
+        self._face: CellFace | TextFace | None = None
+        self._run: Stoppable | None = None
+        self._began = 0.0
+        if not _listening:
+            _listen()
 
-    def draw(self, received: Received) -> None:
+    def __call__(self, received: Received) -> None:
+        """Draw one event."""
         if self._draw is None:
-            if isinstance(received.event, (Result, Failure)):
+            if self._face is None and isinstance(received.event, (Result, Failure)):
                 return
-            self._draw = _face(self._bridge)
+            self._make_face()
+        assert self._draw is not None
         self._draw(received)
 
+    def begin(self, run: Stoppable) -> None:
+        """The notebook waits for this run from now on."""
+        self._run, self._began = run, time.monotonic()
+        watch(self)
 
-def _face(bridge: CommBridge | None) -> Draw:
-    if in_kernel():
+    def end(self) -> None:
+        """The notebook no longer waits."""
+        unwatch(self)
+        run, self._run = self._run, None
+        if self._face is not None:
+            if run is None or run.done():
+                self._face.close()
+            else:  # a generator's items are waited for by and by
+                self._face.fold()
+
+    def tick(self) -> None:
+        """Look at the call; called by the watching thread."""
+        run = self._run
+        if run is None or time.monotonic() - self._began < STRIP_AFTER or not _may_show_strip(run):
+            return
+        unwatch(self)  # the card looks by itself
+        if self._draw is None:
+            self._make_face()
         from fal_notebook.display.notebook import CellFace
 
-        return CellFace(bridge).draw
-    from fal_notebook.display.plain import TextFace
+        if isinstance(self._face, CellFace):
+            self._face.look(run, self._began)
 
-    return TextFace().draw
+    def _make_face(self) -> None:
+        with _making:
+            if self._draw is not None:
+                return
+            if in_kernel():
+                from fal_notebook.display.notebook import CellFace
+
+                label = self._run.label if self._run is not None else ""
+                self._face = CellFace(label, self._bridge, adds_up=self._adds_up)
+            else:
+                from fal_notebook.display.plain import TextFace
+
+                self._face = TextFace(adds_up=self._adds_up)
+            self._draw = self._face.draw
+
+
+_making = threading.Lock()
+_listening: list[bool] = []
+
+
+def _listen() -> None:
+    """From the first call on: show how hosts are connected, and know which cell runs."""
+    from fal_notebook.display.connecting import shown
+    from fal_notebook.hosts.steps import listen
+
+    _listening.append(True)
+    listen(shown)
+    if in_kernel():
+        from fal_notebook.display.publishing import running
+
+        running.watch()
+
+
+def _may_show_strip(run: Stoppable) -> bool:
+    """Whether somebody looks at the cell, and the host tells what the run's worker uses."""
+    if not in_kernel() or not getattr(run.host, "tells_usage", False):
+        return False
+    from fal_notebook.display.publishing import running
+
+    return running.is_looked_at
 
 
 def background(label: str, bridge: CommBridge | None = None) -> Draw:
@@ -94,10 +181,10 @@ def background(label: str, bridge: CommBridge | None = None) -> Draw:
 
     Args:
         label: the function's name, or the first line of the cell.
-        bridge: of its session; None for a call's own.
+        bridge: of the widgets of its session; None leaves widgets as text.
     """
     if in_kernel():
-        from fal_notebook.display.notebook import BackgroundFace
+        from fal_notebook.display.board import BackgroundFace
 
         return BackgroundFace(label, bridge).draw
     from fal_notebook.display.plain import TextFace

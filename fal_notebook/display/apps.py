@@ -107,7 +107,7 @@ class AppCard:
 
     def show(self) -> None:
         """Show the card in the cell that is running; it goes on being updated in its place."""
-        from fal_notebook.display.notebook import UpdatedDisplay
+        from fal_notebook.display.publishing import UpdatedDisplay
         from fal_notebook.display.stop_button import StopButton, has_widgets
 
         with_button = has_widgets()

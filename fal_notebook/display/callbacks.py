@@ -48,9 +48,9 @@ class CallbackFace:
 
     def _show(self, kind: str, content: dict[str, Any]) -> None:
         if kind == "error":
-            content = content["data"]
-        elif kind == "page":
-            return  # a pager belongs to a cell's reply
+            content = {**content["data"], "traceback": content["data"]["traceback"] or []}
+        elif kind in ("page", "next_input"):  # what belongs to a cell's reply
+            return
         else:
             content["data"] = without_dead_views(content["data"])
         self._send(_KINDS.get(kind, "display_data"), content)

@@ -26,6 +26,7 @@ __all__ = [
     "plain_text",
     "show_error",
     "show_errors_of",
+    "show_next_input",
     "show_page",
 ]
 
@@ -50,7 +51,7 @@ class HeldError:
         """Show all of it; `otherwise` shows what is raised here, if that is another error: a timeout, say."""
         if type(self.error).__name__ != self.content["ename"]:
             otherwise()
-        elif self.content["traceback"]:  # else it was printed
+        elif self.content["traceback"] is not None:  # else it was printed
             show_error({**self.content, "traceback": [*self.content["traceback"], *self._advice()]})
         for received in self.later:
             self._draw(received)
@@ -134,6 +135,17 @@ def show_error(content: dict[str, Any]) -> None:
 def plain_text(content: dict[str, Any]) -> str:
     """An error as text without colours."""
     return _ANSI.sub("", "\n".join(content["traceback"])) + "\n"
+
+
+def show_next_input(text: str, *, replace: bool) -> None:
+    """Put text into the notebook's next cell, or in place of the present one, to run where this one ran."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    first_line = (shell.history_manager.input_hist_raw or [""])[-1].partition("\n")[0]
+    if first_line.startswith("%%fal") and not text.startswith("%%fal"):
+        text = f"{first_line}\n{text}"
+    shell.set_next_input(text, replace=replace)
 
 
 def show_page(data: dict[str, Any], start: int) -> None:

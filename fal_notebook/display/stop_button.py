@@ -1,4 +1,4 @@
-"""A live button below an app's card that stops the app: the only file that uses ipywidgets.
+"""A live button below an app's card that stops the app.
 
 Runs in the notebook's kernel. The button has a display of its own, with text instead of it for front
 ends that have no widgets, and leaves when the app has ended: what is saved is the card.
@@ -14,7 +14,7 @@ from fal_notebook.display.app_face import hint_html
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["StopButton", "has_widgets"]
+__all__ = ["StopButton", "has_widgets", "let_any_thread_hear"]
 
 _VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -48,12 +48,12 @@ class StopButton:
     ) -> None:
         from ipywidgets import Button, Layout
 
-        from fal_notebook.display.notebook import UpdatedDisplay
+        from fal_notebook.display.publishing import UpdatedDisplay
 
         self._stop, self._on_problem, self._hint = stop, on_problem, hint
         self._widget = Button(description="Stop", tooltip=f"Stop {name}", layout=Layout(width="auto"))
         self._widget.on_click(self._pressed)
-        self._let_any_thread_hear()
+        let_any_thread_hear(self._widget)
         self._display = UpdatedDisplay()
 
     def show(self) -> None:
@@ -82,13 +82,14 @@ class StopButton:
 
     def _become(self, label: str, *, can_be_pressed: bool) -> None:
         self._widget.description, self._widget.disabled = label, not can_be_pressed
-        self._let_any_thread_hear()
+        let_any_thread_hear(self._widget)
 
-    def _let_any_thread_hear(self) -> None:
-        """Let a press be heard while a cell runs.
 
-        JupyterLab sends it to a thread of the kernel's that is free (a subshell), but ipykernel 7.4 leads
-        it to the thread that spoke to this widget last, which may be busy. Other versions hold no such
-        thing, and there is nothing to take away.
-        """
-        getattr(self._widget.comm, "__dict__", {}).pop("_reply_subshell_id", None)
+def let_any_thread_hear(widget: Any) -> None:
+    """Let a press be heard while a cell runs.
+
+    JupyterLab sends it to a thread of the kernel's that is free (a subshell), but ipykernel 7.4 leads
+    it to the thread that spoke to this widget last, which may be busy. Other versions hold no such
+    thing, and there is nothing to take away.
+    """
+    getattr(widget.comm, "__dict__", {}).pop("_reply_subshell_id", None)

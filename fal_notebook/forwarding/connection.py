@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fal_agent.errors import FalServerlessException
 from fal_notebook.forwarding.exchanges import Ending, Exchanges, farewell, plain_answer
+from fal_notebook.forwarding.peers import stranger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +35,11 @@ UNANSWERED_LINGER = 2.0  # the same for a client that was told that the app cann
 GLANCE = 5.0  # seconds between two looks at a silent client; one that has nothing to ask is given back
 REQUEST_PATIENCE = 60.0  # seconds that a client may be silent in the middle of a request
 ANSWER_PATIENCE = 300.0  # seconds that a client may read nothing of what is there for it
-_BAD_GATEWAY, _UNAVAILABLE, _REQUEST_TIMEOUT = 502, 503, 408
+_BAD_GATEWAY, _UNAVAILABLE, _REQUEST_TIMEOUT, _FORBIDDEN = 502, 503, 408, 403
+_NOT_YOURS = (
+    "this app is for the account that spawned it, and the connection comes from another one of this machine "
+    "(user id {uid}); app_auth='private', 'shared' or 'public' lets others in"
+)
 _RUNNER_BROKE = "the connection to the app's runner broke before it answered"
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, and for no time
@@ -55,6 +60,10 @@ class Target(Protocol):
     @property
     def may_repeat(self) -> bool:
         """Whether a request may be sent again whose runner ended before it answered."""
+
+    @property
+    def own_user_only(self) -> bool:
+        """Whether other accounts of this machine are refused; asked after `dial`."""
 
 
 class _Next(enum.Enum):
@@ -184,6 +193,12 @@ class Connection:
             if isinstance(error, (OSError, FalServerlessException)):
                 return None
             raise
+        uid = stranger(self._client) if self._target.own_user_only else None
+        if uid is not None:
+            stream.close()
+            self._say(_FORBIDDEN, _NOT_YOURS.format(uid=uid))
+            self._drain()
+            return None
         return stream
 
     def _send_first(self, stream: ByteStream, first: bytes | None) -> bool:

@@ -40,7 +40,7 @@ _every: weakref.WeakSet[Forwarder] = weakref.WeakSet()
 class _Dialled:
     """A target that is a mere function; nothing is asked there twice."""
 
-    may_repeat = False
+    may_repeat = own_user_only = False
 
     def __init__(self, dial: Callable[[], ByteStream]) -> None:
         self.dial = dial

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fal_agent.errors import HostError, HostUnreachableError, LinkLostError
 from fal_notebook import config
+from fal_notebook.hosts import steps
 from fal_notebook.hosts.reconnect import RECONNECT_SECONDS, Reconnector
 
 if TYPE_CHECKING:
@@ -36,7 +37,10 @@ class AgentHost(ABC):
     Attributes:
         name: how the notebook calls the host.
         working_folder: the folder that calls run in; None for the user's home over there.
+        tells_usage: it answers the question "usage".
     """
+
+    tells_usage = True
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -81,7 +85,8 @@ class AgentHost(ABC):
 
     def _try(self) -> None:
         try:
-            client = self._connect_anew()
+            with steps.connecting(self.name):
+                client = self._connect_anew()
             client.on_lost = self._returning.take
             self._client, self._owner, self._failure = client, os.getpid(), None
         except HostError as error:

@@ -12,6 +12,7 @@ import json
 import mmap
 import os
 import queue
+import re
 import threading
 import time
 import uuid
@@ -19,7 +20,13 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from fal_agent.duplex import Duplex, uninterrupted
-from fal_agent.errors import FalServerlessError, HostError, HostUnreachableError, LinkLostError
+from fal_agent.errors import (
+    FalServerlessError,
+    HostError,
+    HostUnreachableError,
+    LinkLostError,
+    ProtocolError,
+)
 from fal_agent.wire import (
     INLINE_LIMIT,
     Answer,
@@ -43,7 +50,7 @@ from fal_agent.wire import (
     Welcome,
 )  # fmt: skip
 from fal_notebook.hosts.base import ByteStream, EventSink, Parcel, Received
-from fal_notebook.hosts.execution import AgentExecution
+from fal_notebook.hosts.execution import AgentExecution, UploadProgress
 from fal_notebook.hosts.lane import OpenLane
 
 if TYPE_CHECKING:
@@ -56,6 +63,7 @@ __all__ = ["CLIENT_ID", "AgentClient"]
 
 CLIENT_ID = uuid.uuid4().hex  # one per kernel; a forked child that connects is told apart by its process id
 
+_BLOB_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _GREETING_TIMEOUT = 20.0  # seconds
 _KEPT_TEMPLATES = 1024  # fewer than the agent keeps
 _PING_EVERY = 3.0  # seconds without a word after which the agent is asked whether it is there
@@ -94,7 +102,7 @@ class AgentClient:
         self._part_size, self._dial, self._blob_folder = part_size, dial, blob_folder
         self._executions: dict[str, AgentExecution] = {}
         self._answers: dict[str, queue.SimpleQueue[Answer | None]] = {}
-        self._incoming: dict[str, bytearray] = {}
+        self._incoming: dict[str, tuple[bytearray, int]] = {}  # what has come of a blob, and its size
         self._templates: OrderedDict[int, tuple[str, Call]] = OrderedDict()  # by the identity of the call
         self._naming, self._numbers = threading.Lock(), itertools.count(1)
         self._lanes: dict[str, OpenLane] = {}  # by our names for the calls that may go there
@@ -401,11 +409,12 @@ class AgentClient:
             blobs.update(
                 {_function_blob(parcel.call.function or "", i): p for i, p in enumerate(parcel.function_data)}
             )
+        telling = UploadProgress(execution, sum(len(memoryview(data).cast("B")) for data in blobs.values()))
         try:
             for name, data in blobs.items():
                 with self._uploading(name):  # two calls with the same data: the second waits for the first
                     if name not in self._blobs:
-                        self._send_blob(name, data, lambda: execution.withdrawn)
+                        self._send_blob(name, data, lambda: execution.withdrawn, telling.sent)
                         if execution.withdrawn:
                             return
                         self._blobs.add(name)
@@ -432,12 +441,18 @@ class AgentClient:
         with self._bringing:
             self._send_blob(name, data, stop.is_set)
 
-    def _send_blob(self, name: str, data: Buffer, stop: Callable[[], bool]) -> None:
+    def _send_blob(
+        self,
+        name: str,
+        data: Buffer,
+        stop: Callable[[], bool],
+        sent: Callable[[int], None] | None = None,
+    ) -> None:
         if self._blob_folder is not None:
             _write_blob(self._blob_folder, name, data)
             return
         try:
-            self._duplex.send_blob(name, data, part_size=self._part_size, stop=stop)
+            self._duplex.send_blob(name, data, part_size=self._part_size, stop=stop, sent=sent)
         except OSError as error:
             raise self._broken(error) from None
 
@@ -485,19 +500,28 @@ class AgentClient:
 
     def _part(self, ref: int | str, buffers: list[bytes]) -> Buffer:
         if isinstance(ref, int):
+            if not 0 <= ref < len(buffers):
+                raise ProtocolError(f"an event refers to buffer {ref} of {len(buffers)}")
             return buffers[ref]
         if self._blob_folder is None:
-            return self._incoming.pop(ref)
+            whole, size = self._incoming.pop(ref, (b"", -1))
+            if len(whole) != size:
+                raise ProtocolError("an event refers to data that did not come, or not all of it")
+            return whole
+        if not _BLOB_NAME.fullmatch(ref):
+            raise ProtocolError(f"{ref!r:.80} names no data")
         with (self._blob_folder / ref).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)) if size else b""
 
     def _take_part(self, message: BlobPart, buffers: list[bytes]) -> None:
-        whole = self._incoming.get(message.blob)
-        if whole is None:
-            whole = self._incoming[message.blob] = bytearray(message.size)
         data = buffers[0] if buffers else b""
-        whole[message.offset : message.offset + len(data)] = data
+        if message.offset == 0:
+            self._incoming[message.blob] = bytearray(), message.size
+        whole, size = self._incoming.get(message.blob, (bytearray(), -1))
+        if message.offset != len(whole) or size != message.size or len(whole) + len(data) > size:
+            raise ProtocolError("data came out of order, or more of it than was announced")
+        whole += data  # what was announced but does not come takes no memory
 
     def _send_again(self, need: Need) -> None:
         """The agent let go of data that it had: send the call anew, with all of it."""
@@ -516,6 +540,9 @@ class AgentClient:
 
     def _on_close(self, problem: Exception | None) -> None:
         self._problem = self._problem or (str(problem) if problem is not None else None)
+        if isinstance(problem, ProtocolError):
+            self._problem = f"what answers there is no agent of ours, or is out of order: {problem}"
+            self.on_lost = None  # connecting again would bring more of the same
         self._closed.set()
         self._greeted.set()
         for box in list(self._answers.values()):

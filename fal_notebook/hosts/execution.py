@@ -10,8 +10,9 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from fal_agent.wire import Ack, Cancel, Failure, Interrupt, Item, Kill, Message, Reply
+from fal_agent.wire import Ack, Cancel, Failure, Interrupt, Item, Kill, Message, Progress, Reply
 from fal_notebook.hosts.base import EventSink, Parcel, Received
+from fal_notebook.hosts.steps import UPLOAD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from fal_notebook.hosts.client import AgentClient
     from fal_notebook.hosts.lane import OpenLane
 
-__all__ = ["AgentExecution"]
+__all__ = ["AgentExecution", "UploadProgress"]
 
+_TELL_SECONDS = 0.2  # between two words on how much of a call's data has been sent
 _ACK_EVERY = 128 << 10  # bytes of events after which the worker is told that they were dealt with
 
 
@@ -133,3 +135,20 @@ class AgentExecution:
         for execution in (self, *self.copies):
             seq = execution.last_seq + 1
             execution.sink(Received(Failure(self.run_id, kind, message, seq=seq, sent_at=time.time())))
+
+
+class UploadProgress:
+    """Tells a call's run how much of its data has been sent, a few times a second."""
+
+    def __init__(self, execution: AgentExecution, total: int) -> None:
+        self._execution, self._total = execution, total
+        self._done, self._told_at = 0, time.monotonic()
+
+    def sent(self, count: int) -> None:
+        """So many more bytes were sent."""
+        self._done += count
+        now = time.monotonic()
+        if now - self._told_at >= _TELL_SECONDS:
+            self._told_at = now
+            event = Progress(self._execution.run_id, UPLOAD, self._done, self._total, sent_at=time.time())
+            self._execution.sink(Received(event))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fal_agent.errors import HostError, HostUnreachableError, LinkLostError
 from fal_notebook import config
+from fal_notebook.hosts import steps
 from fal_notebook.hosts.agent_host import AgentHost, agent_answer, agent_options
 from fal_notebook.hosts.archive import source_archive
 from fal_notebook.hosts.client import AgentClient
@@ -121,6 +122,7 @@ class SSHHost(AgentHost):
     def _connect_over(self, link: SSHLink) -> AgentClient:
         settings = config.load().host(self.name)
         archive = source_archive()
+        steps.tell("looking at the machine")
         facts = self._probe(link, settings.root or "~/.fal_notebook", settings.python, archive.digest)
         root, python = facts["root"], facts["python"]
         if not python:
@@ -130,9 +132,12 @@ class SSHHost(AgentHost):
             )
         code = f"{root}/code/{archive.digest}"
         if facts["code"] != "yes":
+            steps.tell("bringing the agent")
             self._bring_code(link, python, code, archive.data)
         if not facts["uv"]:
+            steps.tell("bringing uv")
             link.upload(f"{root}/bin/uv", uv_for(self.name, facts["system"], facts["machine"]), mode=0o700)
+        steps.tell("starting the agent")
         agent = f"PYTHONPATH={shlex.quote(code)} exec {shlex.quote(python)} -m fal_agent"
         socket_path = self._start_agent(link, agent, root, archive.digest, settings)
         link.dial_command = f"{agent} dial {{socket}}"

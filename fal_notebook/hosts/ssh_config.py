@@ -129,7 +129,7 @@ def _target(
 ) -> Target:
     hostname = str(options.get("hostname", alias))
     user = str(options.get("user") or getpass.getuser())
-    port = int(options.get("port", 22))
+    port = _number(options, "port", 22)
     tokens = {
         "d": str(Path.home()),
         "h": hostname,
@@ -172,7 +172,7 @@ def _target(
         strict_host_keys=_strictness(options),
         hash_known_hosts=_yes(options, "hashknownhosts", default=False),
         host_key_alias=options.get("hostkeyalias"),
-        connect_timeout=float(options["connecttimeout"]) if "connecttimeout" in options else None,
+        connect_timeout=_number(options, "connecttimeout", 0) or None,
         batch=_yes(options, "batchmode", default=False),
         methods=_methods(options),
         address_family=str(options.get("addressfamily", "any")).lower(),
@@ -224,6 +224,13 @@ def _way(options: Any) -> tuple[tuple[str, ...], str | None]:
             names = () if value.lower() == "none" else tuple(v.strip() for v in value.split(","))
             return names, None
     return (), None
+
+
+def _number(options: Any, option: str, default: int) -> int:
+    value = str(options.get(option, default))
+    if not value.isdecimal():
+        raise ValueError(f"{option.capitalize()} must be a number, not {value!r}")
+    return int(value)
 
 
 def _strictness(options: Any) -> str:

@@ -119,6 +119,11 @@ class SSHLink:
         """Whether the connection stands, as far as is known."""
         return bool(self._carrier.is_active())
 
+    @property
+    def forwarding_is_forbidden(self) -> bool:
+        """Whether a command has to join sockets because the server forbids it; known once one was dialled."""
+        return self._by_command
+
     def dial(self, socket_path: str) -> ByteStream:
         """Connect to a Unix socket of the machine, by its absolute path.
 

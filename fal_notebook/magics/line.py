@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fal_notebook.apps import Apps
+    from fal_notebook.diagnose import Examination
 
 __all__ = ["COMMANDS", "LineMagics"]
 
@@ -161,13 +162,12 @@ def _stop(name: str | None, flags: set[str]) -> str:
     return _Text(f"ended {count} worker{'s' if count != 1 else ''}")
 
 
-def _doctor(name: str | None, _flags: set[str]) -> Table:
-    from fal_notebook.diagnose import diagnose
+def _doctor(name: str | None, _flags: set[str]) -> Examination:
+    from fal_notebook.diagnose import Examination, diagnose
     from fal_notebook.hosts import registry
 
-    checks = diagnose(name or registry.current_host().name, timeout=15.0)
-    rows = [["ok" if check.ok else "FAIL", check.name, check.detail, check.fix or ""] for check in checks]
-    return Table(["", "check", "what was found", "fix"], rows)
+    host_name = name or registry.current_host().name
+    return Examination(host_name, diagnose(host_name, timeout=15.0))
 
 
 def _help(_name: str | None, _flags: set[str]) -> str:

@@ -104,7 +104,7 @@ def test_a_clean_end_is_no_problem_and_half_a_message_is(pair: Pair) -> None:
 
     other.theirs.sendall(b"fn")
     other.theirs.close()
-    assert isinstance(other.ends.get(timeout=TIMEOUT), ProtocolError)
+    assert isinstance(other.ends.get(timeout=TIMEOUT), EOFError)
     other.close()
 
 

@@ -136,3 +136,65 @@ def test_a_class_of_a_notebook_is_the_same_on_the_other_side() -> None:
     assert (kwargs["keep_alive"], kwargs["max_multiplexing"], kwargs["request_timeout"]) == ("7", "3", "0")
     assert kwargs["resolver"] == "'uv'"
     assert arrived["answers"] == [{"text": "hi!"}, {"prompt": "hi", "size": "large"}]
+
+
+TEXTS = """
+from __future__ import annotations
+
+import base64, sys
+from typing import Annotated
+
+import cloudpickle
+from fastapi import Depends, Header
+from pydantic import BaseModel
+
+import fal_notebook as fal
+from fal_agent.serving.signatures import resolved_annotations
+
+
+class User(BaseModel):
+    name: str
+
+
+Limit = Annotated[int, Header()]
+
+
+class Page:
+    def __init__(self, limit: Limit = 7):
+        self.limit = limit
+
+
+class Greeting:
+    def __call__(self, page: Annotated[Page, Depends()]) -> str:
+        return f"hello x {page.limit}"
+
+
+def user(body: User, greeting: Annotated[str, Depends(Greeting())]) -> User:
+    return User(name=f"{greeting} {body.name}")
+
+
+class __(fal.App, name="texts"):
+    @fal.endpoint("/")
+    def generate(self, who: Annotated[User, Depends(user)], page: Page = Depends(Page)) -> dict:
+        return {"text": who.name, "limit": page.limit}
+
+    @fal.endpoint("/scalar")
+    def scalar(self, prompt: str) -> dict:
+        return {"prompt": prompt}
+
+
+with resolved_annotations(__):
+    sent = cloudpickle.dumps(__, protocol=5)
+assert user.__annotations__["body"] == "User"
+sys.stdout.write(base64.b64encode(sent).decode())
+"""
+
+
+def test_texts_of_what_an_endpoint_depends_on_travel_too() -> None:
+    """What they name is named by no code that travels."""
+    receiver = RECEIVER[: RECEIVER.index("config =")] + "print(json.dumps(asyncio.run(answers())))\n"
+    receiver = receiver.replace('json={"prompt": "hi"}', 'json={"name": "you"}, headers={"limit": "3"}', 1)
+
+    arrived = json.loads(python(receiver, python(TEXTS)))
+
+    assert arrived == [{"text": "hello x 3 you", "limit": 3}, {"prompt": "hi"}]

@@ -39,3 +39,9 @@ def host(request: pytest.FixtureRequest) -> Host:
 def agent_host(request: pytest.FixtureRequest) -> Host:
     """Hosts whose calls run in processes of their own."""
     return host_named(request, request.param)
+
+
+@pytest.fixture(params=(*AGENT_HOSTS, "openssh"))
+def linked_host(request: pytest.FixtureRequest) -> Host:
+    """The same, over each kind of link."""
+    return host_named(request, request.param)

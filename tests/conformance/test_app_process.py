@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 from support.spawning import SECONDS, spawning
+from support.stranger import POST, as_stranger
 from support.waiting import is_alive, until
 
 import fal_notebook as fal
@@ -92,6 +93,23 @@ def test_a_secret_is_nowhere_on_the_hosts_disk(
 def test_a_secret_that_is_not_set_here_is_told_before_anything_runs() -> None:
     with pytest.raises(exceptions.ConfigurationError, match="FAL_TEST_NONE, which is not set"):
         reading("FAL_TEST_NONE").spawn(host="local")
+
+
+# ---------------------------------------------------------------- other accounts of this machine
+
+
+def test_an_app_without_app_auth_is_for_the_account_that_spawned_it(spawn: Callable[..., Any]) -> None:
+    class Greets(fal.App, name=fresh()):
+        @fal.endpoint("/")
+        def greet(self) -> str:
+            return "hello"
+
+    info = spawn(Greets)
+    said = as_stranger(POST, info.url)
+
+    assert said.startswith("403")
+    assert "app_auth" in said
+    assert post(info).json() == "hello"
 
 
 # ---------------------------------------------------------------- the end

@@ -32,8 +32,8 @@ def test_a_call_withdrawn_while_its_data_travels_never_runs(agent_host: Host) ->
     assert size(data) == len(data)
 
 
-def test_an_interrupt_while_data_travels_ends_the_call(agent_host: Host) -> None:
-    @fal.function(host=agent_host)
+def test_an_interrupt_while_data_travels_ends_the_call(linked_host: Host) -> None:
+    @fal.function(host=linked_host)
     def size(data: bytes) -> int:
         import time
 
@@ -47,8 +47,8 @@ def test_an_interrupt_while_data_travels_ends_the_call(agent_host: Host) -> None
         run.result(timeout=20)
 
 
-def test_calls_with_the_same_data_at_the_same_time_share_its_way(agent_host: Host) -> None:
-    @fal.function(host=agent_host)
+def test_calls_with_the_same_data_at_the_same_time_share_its_way(linked_host: Host) -> None:
+    @fal.function(host=linked_host)
     def size(data: bytes) -> int:
         return len(data)
 

@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,10 @@ from fal_agent.errors import (
     HostKeyError,
     HostUnreachableError,
 )
+from fal_notebook.config import config_folder, remember_host
 from fal_notebook.hosts import links, openssh_link
 from fal_notebook.hosts.links import open_link
+from fal_notebook.hosts.ssh import SSHHost
 from fal_notebook.hosts.ssh_config import resolve
 from tests.support.prompts import Answers
 from tests.support.sshd import SSHServer, start_sshd
@@ -115,7 +118,7 @@ def test_ssh_ends_with_the_process_that_started_it(server: SSHServer, tmp_path: 
     for _ in range(1000):
         if not _group(leader) and not list(tmp_path.iterdir()):
             break
-        subprocess.run(["sleep", "0.01"], check=True)
+        time.sleep(0.01)
     assert _group(leader) == []
     assert list(tmp_path.iterdir()) == []
 
@@ -125,6 +128,28 @@ def _group(leader: int) -> list[str]:
     done = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True, check=True)
     rows = [line.split(None, 2) for line in done.stdout.splitlines()]
     return [args for group, state, *args in rows if int(group) == leader and state[0] not in "ZX"]  # type: ignore[misc]
+
+
+def test_a_host_that_is_reached_by_ssh_is_reached_again_after_a_break(
+    server: SSHServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAL_SSH_CONFIG", str(server.config_path))
+    remember_host("gpu-box", link="openssh", root=f"~/.fal_notebook/tests-openssh-{os.getpid()}")
+    host = SSHHost("gpu-box")
+    try:
+        before = host.ask("status")["agent"]["pid"]
+        server.kill_connections()
+        for _ in range(1000):
+            if not host.is_connected:
+                break
+            time.sleep(0.01)
+
+        assert host.ask("status")["agent"]["pid"] == before
+        host.ask("shutdown")
+    finally:
+        host.close()
+        shutil.rmtree(server.home / ".fal_notebook" / f"tests-openssh-{os.getpid()}", ignore_errors=True)
+        shutil.rmtree(config_folder())
 
 
 # -- errors -------------------------------------------------------------------------------------------

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
     from fal_notebook.hosts.base import Host
 
-__all__ = ["AGENT_HOSTS", "host_named", "ssh_host", "ssh_server"]
+__all__ = ["AGENT_HOSTS", "host_named", "openssh_host", "ssh_host", "ssh_server"]
 
 AGENT_HOSTS = ("local", "ssh")  # those whose calls run in processes of their own
+BY_OPENSSH = "gpu-box-by-openssh"
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +38,9 @@ def ssh_host(ssh_server: SSHServer) -> Iterator[Host]:
     root = ssh_server.home / ".fal_notebook" / f"tests-{os.getpid()}"  # other test runs have theirs
     settings = Path(os.environ["FAL_NOTEBOOK_CONFIG"]) / "hosts.toml"
     settings.parent.mkdir(exist_ok=True)
-    settings.write_text(f'[hosts.gpu-box]\nroot = "~/.fal_notebook/{root.name}"\n')
+    kept = f'root = "~/.fal_notebook/{root.name}"\n'
+    other = f'[hosts.{BY_OPENSSH}]\nssh = "gpu-box"\nlink = "openssh"\n{kept}'
+    settings.write_text(f"[hosts.gpu-box]\n{kept}{other}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FAL_SSH_CONFIG", str(ssh_server.config_path))
         host = registry.get_host("gpu-box")
@@ -48,7 +51,17 @@ def ssh_host(ssh_server: SSHServer) -> Iterator[Host]:
     shutil.rmtree(root, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def openssh_host(ssh_host: Host) -> Iterator[Host]:
+    """The same server and agent, reached by the ssh program."""
+    host = registry.get_host(BY_OPENSSH)
+    yield host
+    host.close()
+
+
 def host_named(request: pytest.FixtureRequest, name: str) -> Host:
     """Give the host that a test's parameter names."""
-    host: Host = request.getfixturevalue("ssh_host") if name == "ssh" else registry.get_host(name)
+    fixture = f"{name}_host"
+    remote = name in {"ssh", "openssh"}
+    host: Host = request.getfixturevalue(fixture) if remote else registry.get_host(name)
     return host

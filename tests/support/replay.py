@@ -39,6 +39,9 @@ _NOISE: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"CPU times: .*"), "CPU times: …"),  # %time leaves out parts that were below a microsecond
     (re.compile(rf"Wall time: {_DURATION}"), "Wall time: …"),
     (re.compile(rf"{_DURATION} ± {_DURATION} per loop"), "… per loop"),
+    (re.compile(r"(Ran \d+ tests? in )[\d.]+s"), r"\1…s"),
+    (re.compile(r"object at [0-9a-f]{12}"), "object at …"),
+    (re.compile(r"(altair-viz-|display_id=)[0-9a-f]{32}"), r"\1…"),  # random
     # Once per kernel, until somebody touches the filters of warnings, as reading a cell does.
     (re.compile(r"\S*interactiveshell\.py:\d+: UserWarning: To exit: .*\n.*\n"), ""),
     (re.compile(r"/\S*ipykernel_\d+/\d+\.py"), "CELL.py"),  # the file that a cell stands for: its text's hash
@@ -132,13 +135,15 @@ def _replay(cells: Sequence[str], opening: Sequence[str], *, prefix: str, closin
         ran = [kernel.run(prefix + cell) for cell in cells]  # outputs may still be updated by later cells
         kernel.run(prefix + CLEANING.format(folder=folder))
         kernel.run(closing)
-        replay.outputs = [[*cell.outputs, *map(_as_output, cell.payload)] for cell in ran]
+        replay.outputs = [
+            [*cell.outputs, *(_as_output(payload, prefix) for payload in cell.payload)] for cell in ran
+        ]
     return replay
 
 
-def _as_output(payload: dict[str, Any]) -> dict[str, Any]:
-    """What a reply asks for beside the outputs: the pager, text for another cell."""
-    data = payload.get("data") or {"text/plain": payload.get("text", "")}
+def _as_output(payload: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """What a reply asks for beside the outputs: the pager, or text for another cell, which runs likewise."""
+    data = payload.get("data") or {"text/plain": payload.get("text", "").removeprefix(prefix)}
     return {"output_type": payload["source"], "data": data}
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["SSHServer", "connection_processes", "require_sshd", "ssh_command", "start_sshd"]
+__all__ = ["SSHServer", "connection_processes", "provide_user", "require_sshd", "ssh_command", "start_sshd"]
 
 USER = "falremote"
 MARK = (
@@ -181,7 +181,7 @@ def start_sshd(folder: Path, *, name: str = "gpu-box", extra_config: str = "", u
         user: the account on the other side; created when absent.
     """
     require_sshd()
-    _provide_user(user)
+    provide_user(user)
     folder.mkdir(parents=True, exist_ok=True)
     public = Path(tempfile.mkdtemp(prefix="fal-sshd-"))  # pytest's own folders are closed to other users
     public.chmod(0o755)
@@ -291,7 +291,7 @@ def _wait_until_listening(process: subprocess.Popen[bytes], port: int, log: Path
     raise RuntimeError(f"sshd did not listen on port {port}; it said:\n{said}")
 
 
-def _provide_user(user: str) -> None:
+def provide_user(user: str) -> None:
     """Have the account and hold on to it until this process ends."""
     if user in _sessions:
         return

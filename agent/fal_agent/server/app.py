@@ -55,6 +55,7 @@ class App:
         state: "starting", "ready", "idle" (no runner, one starts with the next request), "stopping",
             "stopped" or "failed".
         since: when it was spawned, in seconds since the Unix epoch.
+        is_held: no runner may start before `start` is called (again).
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class App:
         assert run.call.app is not None
         self.run, self.spec, self.since = run, run.call.app, time.time()
         self.runners: list[Runner] = []
-        self.state = "starting"
+        self.state, self.is_held = "starting", False
         self._folder, self._pool, self._functions = folder, pool, functions
         self._on_ready, self._on_end = on_ready, on_end
         self._function = functions.data(run.call.function or "", offset=0)
@@ -79,7 +80,7 @@ class App:
         self._gateway: Optional[GatewayRun] = None
         self._changed = asyncio.Event()
         self._restarts = self._told = 0
-        self._has_served = False
+        self._has_served = self._is_wanted = False
         self._ready_at = self._idle_at = 0.0
         self._draining: set[Runner] = set()
         self._stopping: Optional[Event] = None
@@ -88,14 +89,16 @@ class App:
 
     def start(self) -> None:
         """Start what the app begins with: a gateway if it may have several runners, and the runners."""
+        self.is_held = False
         if self._most > 1:
             self._start_gateway()
         self._start_runners(max(1, wanted_runners(self._scaling, 0)))
 
     def take_over(self, old: App) -> None:
         """Serve in the place of an earlier version, without a moment in which nobody answers."""
-        if self._most == 1 and old.single is not None and old.single.prepared.key == self.run.prepared.key:
-            self._swap(old, old.single)
+        runner = old.single if self.spec.port is None and old.spec.port is None else None
+        if self._most == 1 and runner is not None and runner.prepared.key == self.run.prepared.key:
+            self._swap(old, runner)
         else:
             self.start()
 
@@ -129,7 +132,10 @@ class App:
 
     def _start_runners(self, wanted: int) -> None:
         """Start runners until there are so many."""
-        if self._stopping is not None or self.state == "failed":
+        if self._stopping is not None or self.state == "failed" or self.is_held:
+            return
+        if self.spec.port is not None and self._draining:
+            self._is_wanted = True  # as soon as the port is free
             return
         while len(self.runners) < min(wanted, self._most):
             self._pin_function()
@@ -188,6 +194,9 @@ class App:
         self._draining.discard(runner)
         if runner in self.runners:
             self.runners.remove(runner)
+        if self._is_wanted and not self._draining:
+            self._is_wanted = False
+            self._start_runners(1)
         self._look()
         if self._stopping is not None:
             self._finish_stopping()
@@ -199,6 +208,9 @@ class App:
         if isinstance(event, Failure) and not self._has_served:
             self._fail(event, buffers)
             return
+        if isinstance(event, Result) and self.spec.port is not None:
+            self._returned(event, buffers)
+            return
         reason = event.message if isinstance(event, Failure) else "it ended by itself"
         if time.monotonic() - self._ready_at > _STEADY:
             self._restarts = 0
@@ -208,6 +220,12 @@ class App:
         if not self.runners:
             self._set_state("starting")
         asyncio.get_running_loop().call_later(delay, self._start_runners, len(self.runners) + 1)
+
+    def _returned(self, event: Result, buffers: Sequence[Buffer]) -> None:
+        """The function has returned, and its server is no more: what it gave is what the run gives."""
+        self._set_state("stopped")
+        self.run.emit(dataclasses.replace(event, run_id=self.run.run_id), buffers)
+        self._on_end(self)
 
     def _fail(self, event: Failure, buffers: Sequence[Buffer]) -> None:
         self._set_state("failed")
@@ -339,7 +357,7 @@ class App:
             idle = now - runner.idle_since
             if runner.is_ready and not runner.in_flight and idle > self._scaling.keep_alive:
                 self._let_go(runner)
-        if not self.runners and self.state in ("ready", "starting"):
+        if not self.runners and self.state in ("ready", "starting") and not self.is_held:
             self._idle_at = now
             self._set_state("idle")
 

@@ -39,6 +39,7 @@ class Apps:
         self._coming: dict[str, App] = {}  # new versions that are not ready yet
         self._building: dict[str, Run] = {}  # apps whose environment is not ready yet
         self._all: dict[str, App] = {}  # by run id
+        self._held: list[App] = []  # until a port is free
 
     def spawn(self, run: Run) -> None:
         """Start an app whose environment is ready; one of the same name is replaced."""
@@ -60,12 +61,23 @@ class Apps:
         if earlier is not None:
             earlier.stop("replaced")
         old = self._apps.get(name)
-        if old is None or old.state == "stopping":
+        if old is None or old.state == "stopping" or _share_a_port(app, old):
             self._apps[name] = app
-            app.start()
+            if old is not None:
+                old.stop("replaced")
+            self._start(app)
         else:
             self._coming[name] = app  # requests go to the old one until this one is ready
             app.take_over(old)
+
+    def _start(self, app: App) -> None:
+        """Start an app, as soon as none that is ending has the port that its function opens."""
+        ending = [other for other in self._all.values() if other.state == "stopping"]
+        app.is_held = any(_share_a_port(app, other) for other in ending)
+        if app.is_held:
+            self._held.append(app)
+        else:
+            app.start()
 
     def announce(self, run: Run) -> None:
         """Take note of an app whose environment is being built: requests for it wait."""
@@ -127,3 +139,12 @@ class Apps:
         self._all.pop(app.run.run_id, None)
         if self._apps.get(app.spec.name) is app:
             del self._apps[app.spec.name]
+        held, self._held = self._held, []
+        for waiting in held:
+            if waiting.state == "starting":
+                self._start(waiting)
+
+
+def _share_a_port(one: App, other: App) -> bool:
+    """Whether the functions of two apps open the same port."""
+    return one.spec.port is not None and one.spec.port == other.spec.port

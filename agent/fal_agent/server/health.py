@@ -43,7 +43,9 @@ def check_health(path: str, policy: HealthPolicy, agent_secret: str) -> Optional
     connection = _UnixConnection(path, policy.timeout)
     try:
         connection.request(
-            "POST" if policy.path else "GET", policy.path or "/health", headers={AGENT_HEADER: agent_secret}
+            policy.method if policy.path else "GET",
+            policy.path or "/health",
+            headers={AGENT_HEADER: agent_secret},
         )
         answer = connection.getresponse()
         answer.read(_LIMIT)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from fal_agent.errors import FalServerlessException
 from fal_agent.server.gpus import list_gpus
 from fal_agent.server.machine import machine_facts
+from fal_agent.server.usage import usage_of
 from fal_agent.wire import Answer, Ask
 
 if TYPE_CHECKING:
@@ -96,6 +97,14 @@ class Questions:
             "workers": [self._worker(worker) for worker in self._pool.workers],
         }
 
+    async def on_usage(self, run_id: str) -> dict[str, Any]:
+        """What the worker of a run uses now, see `usage_of`; empty while none has it."""
+        for worker in self._pool.workers:
+            if run_id in worker.runs and worker.pid is not None:
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(None, usage_of, worker.pid, worker.devices)
+        return {}
+
     async def on_environments(self) -> list[dict[str, Any]]:
         """The environments on the host, with their sizes."""
         return await asyncio.get_running_loop().run_in_executor(None, self._environments.infos)
@@ -112,7 +121,8 @@ class Questions:
     async def on_app_address(self, name: str, patience: float = 600.0) -> dict[str, Any]:
         """Give the socket of an app once a runner listens, and whether to try again if it ends."""
         path = await self._apps().address(name, patience)
-        return {"path": path, "may_repeat": self._apps().get(name).may_repeat}
+        app = self._apps().get(name)
+        return {"path": path, "may_repeat": app.may_repeat, "auth": app.spec.auth}
 
     async def on_app_stop(self, name: str, kill: bool = False) -> str:
         """End an app, or kill it; gives the id of its run, whose last event says that it has ended."""

@@ -77,6 +77,7 @@ class Runner(Part):
     ) -> None:
         super().__init__(app)
         assert app.call.app is not None
+        self.arguments, self.buffers = app.arguments, app.buffers  # of a function with a server of its own
         self.spec: AppSpec = app.call.app
         self.path, self.agent_secret = path, agent_secret
         # A gateway has looked who may come in, and nobody else reaches the socket.
@@ -180,11 +181,17 @@ class Runner(Part):
             except ProcessLookupError:
                 return
 
+    @property
+    def _awaited(self) -> str:
+        if self.spec.port is None:
+            return "setup() was not done"
+        return f"nobody listened on port {self.spec.port} of 127.0.0.1 on this host"
+
     def _too_slow(self, seconds: float) -> None:
         self.ended_by = Failure(
             self.run_id,
             "timeout",
-            f"{self.spec.name}: setup() was not done after {seconds:g} s (startup_timeout)",
+            f"{self.spec.name}: {self._awaited} after {seconds:g} s (startup_timeout)",
             detail={"seconds": seconds},
             sent_at=time.time(),
         )

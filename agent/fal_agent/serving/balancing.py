@@ -24,10 +24,12 @@ class RunnerAddress:
     Attributes:
         name: what the runner is called in reports.
         path: the Unix socket that it listens on. A replacement has another name or another path.
+        port: of this machine that it listens on instead; None for a socket.
     """
 
     name: str
     path: str
+    port: Optional[int] = None
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ from fal_agent.serving.gateway_headers import (
 )
 from fal_agent.serving.gateway_line import Line
 from fal_agent.serving.gateway_server import serve_gateway
-from fal_agent.serving.gateway_sessions import Incoming, headers_of, open_session, relay
+from fal_agent.serving.gateway_sessions import LOOPBACK, Incoming, headers_of, knock, open_session, relay
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 __all__ = ["Gateway", "Load", "RunnerAddress", "serve_gateway"]
 
 _IDLE = 60  # seconds that a connection to a runner is kept for the next request; runners keep theirs longer
+_IDLE_PORT = 2  # the same for a server of the user's own, many of which close theirs after 5 s
 _CONNECT_TIMEOUT = 10.0  # seconds
 _CONDITIONS = frozenset(["timeout", "server_error", "connection_error"])
 _BAD_REQUEST, _BAD_GATEWAY, _REPLACE, _TOO_LONG = 400, 502, 503, 504
@@ -193,11 +194,9 @@ class Gateway:
     async def _broke_off(self, runner: RunnerAddress) -> None:
         """Note that a connection ended in the middle: a failing handler does that too, so look."""
         try:
-            _, writer = await asyncio.wait_for(asyncio.open_unix_connection(runner.path), _CONNECT_TIMEOUT)
+            await asyncio.wait_for(knock(runner), _CONNECT_TIMEOUT)
         except (OSError, asyncio.TimeoutError) as error:
             self._broke(runner, error)
-        else:
-            writer.close()
 
     def _read_answer(self, runner: RunnerAddress, status: int, headers: RawHeaders) -> None:
         """Note what the head of an answer tells about its runner."""
@@ -211,10 +210,12 @@ class Gateway:
         """Give the connections to a runner: without cookies, redirections or proxies of a client's."""
         if runner not in self._transports:
             limits = httpx.Limits(
-                max_connections=None, max_keepalive_connections=self._multiplexing, keepalive_expiry=_IDLE
+                max_connections=None,
+                max_keepalive_connections=self._multiplexing,
+                keepalive_expiry=_IDLE if runner.port is None else _IDLE_PORT,
             )
             self._transports[runner] = httpx.AsyncHTTPTransport(
-                uds=runner.path, limits=limits, verify=self._tls
+                uds=runner.path if runner.port is None else None, limits=limits, verify=self._tls
             )
         return self._transports[runner]
 
@@ -264,7 +265,7 @@ class Gateway:
         """
         request = httpx.Request(
             call.method,
-            _URL,
+            _URL if runner.port is None else _URL.copy_with(host=LOOPBACK, port=runner.port),
             headers=call.headers,
             stream=Upload(body),
             extensions={"target": call.target, "timeout": {"connect": _CONNECT_TIMEOUT}},
@@ -365,7 +366,7 @@ class Gateway:
         host = (first(call.headers, b"host") or b"").decode("latin-1")
         try:
             session = await open_session(
-                runner.path, call.target.decode("latin-1"), host, subprotocols, call.headers
+                runner, call.target.decode("latin-1"), host, subprotocols, call.headers
             )
         except InvalidStatus as error:
             status = error.response.status_code

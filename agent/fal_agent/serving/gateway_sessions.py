@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 
     from starlette.types import Message, Receive, Send
 
+    from fal_agent.serving.balancing import RunnerAddress
     from fal_agent.serving.gateway_headers import RawHeaders
 
-__all__ = ["Incoming", "headers_of", "open_session", "relay"]
+__all__ = ["LOOPBACK", "Incoming", "headers_of", "knock", "open_session", "relay"]
+
+LOOPBACK = "127.0.0.1"
 
 _LARGEST = 64 << 20  # bytes of one message of a runner; a larger one ends the session with 1009
 _FRAMES = 4  # of a runner's that may lie here before it has to wait
@@ -72,12 +75,12 @@ class _Connect(connect):
 
 
 async def open_session(
-    path: str, target: str, host: str, subprotocols: list[str], headers: RawHeaders
+    runner: RunnerAddress, target: str, host: str, subprotocols: list[str], headers: RawHeaders
 ) -> ClientConnection:
     """Open a session at a runner; the handshake takes as long as the runner needs.
 
     Args:
-        path: the runner's Unix socket.
+        runner: where.
         target: path and query of the session.
         host: what the client called the server.
         subprotocols: those that the client offers.
@@ -89,8 +92,7 @@ async def open_session(
     """
     opening: Any = _Connect(
         f"ws://{host if _HOST.fullmatch(host) else 'localhost'}{target}",
-        unix=True,
-        path=path,
+        **({"unix": True, "path": runner.path} if runner.port is None else _at(runner.port)),
         subprotocols=[Subprotocol(name) for name in subprotocols] or None,
         additional_headers=[
             (name.decode("latin-1"), value.decode("latin-1"))
@@ -106,6 +108,23 @@ async def open_session(
         max_queue=_FRAMES,
     )
     return cast("ClientConnection", await opening)
+
+
+async def knock(runner: RunnerAddress) -> None:
+    """Connect to a runner, and say nothing.
+
+    Raises:
+        OSError: nobody listens there.
+    """
+    if runner.port is None:
+        _, writer = await asyncio.open_unix_connection(runner.path)
+    else:
+        _, writer = await asyncio.open_connection(LOOPBACK, runner.port)
+    writer.close()
+
+
+def _at(port: int) -> dict[str, Any]:
+    return {"host": LOOPBACK, "port": port, "proxy": None}
 
 
 def headers_of(items: Iterable[tuple[str, str]]) -> RawHeaders:

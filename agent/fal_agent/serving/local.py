@@ -77,7 +77,7 @@ def _bind_metrics(port: Optional[int]) -> Optional[socket.socket]:
 
 
 def _say(app: BaseServable, url: str) -> None:
-    name = type(app).__name__
+    name = getattr(app, "app_name", None) or type(app).__name__
     print(f"{name} is served at {url} (documentation: {url}/docs); interrupt to stop", flush=True)  # noqa: T201 - for the person at the keyboard
 
 

@@ -8,6 +8,7 @@ resolved already.
 from __future__ import annotations
 
 import inspect
+import sys
 import types
 import typing
 from contextlib import contextmanager
@@ -59,25 +60,59 @@ def return_annotation(function: Callable[..., Any]) -> Any:
 
 
 @contextmanager
-def resolved_annotations(cls: type) -> Iterator[None]:
-    """Have what the annotations of a class's routes name in place of their texts, within.
+def resolved_annotations(served: Any) -> Iterator[None]:
+    """Have what the annotations of what is served name in place of their texts, within.
 
     A function that travels takes along the globals that its code names; annotations that are strings, as
     after `from __future__ import annotations`, name globals that the code does not.
+
+    Args:
+        served: a function, or a class: then its routes are meant. So is what either depends on
+            (`fastapi.Depends`), and so on.
     """
-    before = []
-    for method in marked_methods(cls):
-        function = inspect.unwrap(method.function)
+    routes = marked_methods(served) if isinstance(served, type) else ()
+    todo = [method.function for method in routes] or [served]
+    before: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    seen = set()
+    while todo:
+        function = inspect.unwrap(todo.pop())
         names = getattr(function, "__annotations__", None)
-        if names and any(isinstance(value, str) for value in names.values()):
+        if not isinstance(names, dict) or id(function) in seen:
+            continue
+        seen.add(id(function))
+        if any(isinstance(value, str) for value in names.values()):
             before.append((names, dict(names)))
             namespace = getattr(function, "__globals__", {})
             names.update({name: _resolved(value, namespace) for name, value in names.items()})
+        todo += _dependencies(function)
     try:
         yield
     finally:
         for names, texts in before:
             names.update(texts)
+
+
+def _dependencies(function: Any) -> list[Any]:
+    """Give the functions that FastAPI calls for the parameters of one."""
+    params = sys.modules.get("fastapi.params")
+    if params is None or not inspect.isfunction(function):
+        return []  # nobody has said `Depends` in this process
+    return [
+        _code_of(item.dependency or getattr(annotation, "__origin__", annotation))
+        for parameter in inspect.signature(function).parameters.values()
+        for annotation in (parameter.annotation,)
+        for item in (parameter.default, *getattr(annotation, "__metadata__", ()))
+        if isinstance(item, params.Depends)
+    ]
+
+
+def _code_of(dependency: Any) -> Any:
+    """Give the function that runs when a dependency is called."""
+    if isinstance(dependency, type):
+        return vars(dependency).get("__init__", dependency)
+    if inspect.isroutine(dependency):
+        return dependency
+    return vars(type(dependency)).get("__call__", dependency)
 
 
 def _resolved(annotation: Any, namespace: dict[str, Any]) -> Any:

@@ -16,9 +16,11 @@ import traceback
 from typing import Optional
 
 from fal_agent.duplex import Duplex
+from fal_agent.runtime import progress
 from fal_agent.wire import Ack, Execute, Interrupt, Lend, Message, Ready, Recall, Reply, Runners
 from fal_agent.worker import asking, datapaths, debugging
 from fal_agent.worker.capture import Capture
+from fal_agent.worker.context import tell_progress
 from fal_agent.worker.executor import Executor
 from fal_agent.worker.secrets import Secrets
 
@@ -41,6 +43,8 @@ def main(descriptor: int) -> None:
     capture.install()
     asking.install()
     debugging.install()
+    progress.tell_by(tell_progress)
+    os.register_at_fork(after_in_child=lambda: progress.tell_by(lambda _step: None))
     executor = Executor(capture, secrets)
     os.register_at_fork(after_in_child=executor.after_fork)
 

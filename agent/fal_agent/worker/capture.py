@@ -11,6 +11,7 @@ import codecs
 import contextlib
 import contextvars
 import ctypes
+import functools
 import inspect
 import io
 import os
@@ -49,7 +50,7 @@ class Capture:
         self._calls: dict[str, CallContext] = {}
         self._pipes = _PipePair(self._youngest_call)
         self._private: dict[str, _PipePair] = {}  # of calls that share the process
-        self._wake = threading.Event()
+        self._wake, self._is_awake = threading.Event(), False
         self._libc: Optional[ctypes.CDLL] = None
 
     def install(self) -> None:
@@ -76,8 +77,7 @@ class Capture:
         elif call.task.kind != "cell":  # a function before may have left others in their places
             sys.stdout, sys.stderr = self._streams
         self._calls[call.run_id] = call
-        pipes = self._private.get(call.run_id, self._pipes)
-        call.gather = lambda: self.log(pipes.drain())
+        self._private.get(call.run_id, self._pipes).lend(call, self.log)
 
     def end(self, call: CallContext) -> None:
         """A call is over: everything it wrote until now is handed to it before this returns."""
@@ -90,22 +90,23 @@ class Capture:
         self._calls.pop(call.run_id, None)
 
     def write(self, stream: str, text: str) -> None:
-        """Take text that Python code wrote."""
-        call = self.current_call()
-        if call is None:
-            self.log(text)
-            return
-        unowned = (self._private.get(call.run_id, self._pipes) if self._private else self._pipes).drain()
-        if unowned:
-            self.log(unowned)
-        call.write(stream, text, current_request_id.get() or "")
-        if not self._wake.is_set():
-            self._wake.set()
-
-    def current_call(self) -> Optional[CallContext]:
-        """The call of this context; where there is none (threads of C code) the youngest that runs."""
+        """Take text that Python code wrote. Millions of lines may pass here: it makes few calls itself."""
         call = CURRENT_CALL.get()
-        return call if call is not None and not call.is_over else self._youngest_call()
+        if call is None or call.is_over:
+            call = self._youngest_call()
+            if call is None:
+                self.log(text)
+                return
+        try:
+            is_late = call.poll_pipes(0, 1) or call.are_pipes_read()  # something may have been written before
+        except ValueError:  # they were closed in this moment, at the call's end
+            is_late = True
+        if is_late:
+            call.gather()
+        call.write(stream, text, current_request_id.get() or "")
+        if not self._is_awake:
+            self._is_awake = True
+            self._wake.set()
 
     def _youngest_call(self) -> Optional[CallContext]:
         calls = list(self._calls.values())
@@ -134,6 +135,7 @@ class Capture:
             self._wake.wait()
             self._wake.clear()
             time.sleep(_FLUSH_AFTER)
+            self._is_awake = False  # before looking: what is written from now on wakes this thread again
             for call in list(self._calls.values()):
                 if call.has_text:
                     if call.has_credit:
@@ -177,23 +179,26 @@ class Capture:
 
 
 class _Pipe:
-    """A pipe that stands for a standard stream; its text goes to `owner()`."""
+    """A pipe that stands for a standard stream; its text goes to `owner()`.
 
-    def __init__(self, stream: str, owner: Callable[[], Optional[CallContext]]) -> None:
+    Args:
+        stream: "stdout" or "stderr".
+        owner: gives the call whose text it is.
+        reading: held by the thread that has read text and may not have handed it over.
+    """
+
+    def __init__(
+        self, stream: str, owner: Callable[[], Optional[CallContext]], reading: threading.Lock
+    ) -> None:
         self.stream, self.owner = stream, owner
         self.read_fd, self.write_fd = os.pipe()
         os.set_blocking(self.read_fd, False)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._lock = threading.Lock()
-
-    @property
-    def is_draining(self) -> bool:
-        """Whether a thread has read text that it may not have handed over yet."""
-        return self._lock.locked()
+        self._reading = reading
 
     def drain(self) -> str:
         """Hand over what the pipe holds, after what another thread is handing over; give what nobody owns."""
-        with self._lock:  # no other way of acquiring it is safe from an interrupt of the user's code
+        with self._reading:  # no other way of acquiring it is safe from an interrupt of the user's code
             text = self._decoder.decode(self._read_all())
             owner = self.owner() if text else None
             if owner is None or owner.is_over:
@@ -227,22 +232,24 @@ class _PipePair:
     """The pipes of stdout and stderr, in this order."""
 
     def __init__(self, owner: Callable[[], Optional[CallContext]]) -> None:
-        self.pipes = [_Pipe("stdout", owner), _Pipe("stderr", owner)]
-        self._poller, self._polling = select.poll(), threading.Lock()
+        self._reading = threading.Lock()
+        self.pipes = [_Pipe(stream, owner, self._reading) for stream in ("stdout", "stderr")]
+        self._readable = select.epoll()  # a poll object costs three times as much, and needs a lock
         for pipe in self.pipes:
-            self._poller.register(pipe.read_fd, select.POLLIN)
+            self._readable.register(pipe.read_fd, select.EPOLLIN)
+
+    def lend(self, call: CallContext, log: Callable[[str], None]) -> None:
+        """Let a call look whether these hold something, and hand it over."""
+        call.poll_pipes, call.are_pipes_read = self._readable.poll, self._reading.locked
+        call.gather = lambda: log(self.drain())
 
     def drain(self) -> str:
         """Hand over what both pipes hold; give the text that nobody owns."""
-        with self._polling:  # a poll object cannot be asked by two threads at once
-            is_ready = bool(self._poller.poll(0))
-        stdout, stderr = self.pipes  # written out: this runs for every piece of text that is printed
-        if not is_ready and not stdout.is_draining and not stderr.is_draining:
-            return ""
-        return "".join(pipe.drain() for pipe in self.pipes)
+        return "".join([pipe.drain() for pipe in self.pipes])
 
     def close(self) -> None:
         """Close both pipes."""
+        self._readable.close()
         for pipe in self.pipes:
             pipe.close()
 
@@ -341,8 +348,9 @@ def _starting_in_context(original: Callable[[threading.Thread], None]) -> Callab
 
     def start(thread: threading.Thread) -> None:
         if CURRENT_CALL.get() is not None:
-            context, run = contextvars.copy_context(), thread.run
-            thread.run = lambda: context.run(run)  # type: ignore[method-assign]
+            context = contextvars.copy_context()
+            run = functools.partial(context.run, thread.run)  # unlike a lambda, no frame in tracebacks
+            thread.run = run  # type: ignore[method-assign]
         original(thread)
 
     return start

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent.framing import Buffer
 from fal_agent.masking import Masker, Tail
@@ -35,10 +35,13 @@ from fal_agent.wire import (
 from fal_agent.worker.outbox import Outbox
 from fal_agent.worker.secrets import Secrets
 
-__all__ = ["CURRENT_CALL", "Answer", "CallContext"]
+if TYPE_CHECKING:
+    from fal_agent.runtime.progress import Step
+
+__all__ = ["CURRENT_CALL", "Answer", "CallContext", "tell_progress"]
 
 _ITEM_COST = 8 << 10  # a small item counts for this much, so that a generator runs at most 128 items ahead
-_FLUSH_BYTES = 32 << 10
+_FLUSH_BYTES = 64 << 10
 _MAX_PROMPT = 64 << 10  # characters
 
 Send = Callable[[Message, Sequence[Buffer]], None]
@@ -56,6 +59,8 @@ class CallContext:
         is_over: true once its result has been sent; what it says later is not heard.
         parent: id of the front end's message that it answers; "" where there is none.
         gather: hands over what C code and subprocesses wrote until now.
+        poll_pipes: whether they wrote something, as `select.epoll().poll` says it.
+        are_pipes_read: whether a thread is handing it over just now.
     """
 
     def __init__(self, request: Execute, task: Task, send: Send, secrets: Optional[Secrets] = None) -> None:
@@ -65,6 +70,8 @@ class CallContext:
         self.is_over = self.is_struck = False
         self.parent = ""
         self.gather: Callable[[], None] = _nothing
+        self.poll_pipes: Callable[[float, int], Any] = _never
+        self.are_pipes_read: Callable[[], bool] = bool
         self._send = send
         self._outbox = Outbox(task.outbox)
         self._unacknowledged = 0
@@ -90,7 +97,7 @@ class CallContext:
         if not text:
             return
         with self._emitting:
-            if (stream, request) != (self._text_stream, self._text_request):
+            if stream != self._text_stream or request != self._text_request:
                 if request == self._text_request:
                     self.flush()
                 else:
@@ -183,12 +190,26 @@ class CallContext:
             self.flush_all()
             self._emit(Clear(self.run_id, wait=wait, sent_at=time.time(), cost=64), [])
 
-    def progress(self, name: str, done: float, total: Optional[float] = None) -> None:
+    def progress(self, step: Step) -> None:
         """Say how far a loop has come."""
-        name = name if self.masker is None else self.masker.mask(name)
+        name = step.name if self.masker is None else self.masker.mask(step.name)
+        self.gather()
         with self._emitting:
             self.flush()
-            self._emit(Progress(self.run_id, name, done, total, sent_at=time.time(), cost=128), [])
+            self._emit(
+                Progress(
+                    self.run_id,
+                    name,
+                    step.done,
+                    step.total,
+                    bar=step.bar,
+                    depth=step.depth,
+                    over=step.is_over,
+                    sent_at=time.time(),
+                    cost=128,
+                ),
+                [],
+            )
 
     def ask(self, text: str, *, password: bool) -> queue.SimpleQueue[Answer]:
         """Ask the person for a line of text; give where the answer will be.
@@ -292,6 +313,11 @@ def _nothing() -> None:
     """What a call gathers when nobody captures."""
 
 
+def _never(_seconds: float, _count: int) -> bool:
+    """What its pipes hold then."""
+    return False
+
+
 def _as_text(value: Any) -> Any:
     """JSON for what display formatters give besides text: base64 for bytes, as Jupyter does."""
     if isinstance(value, (bytes, bytearray, memoryview)):
@@ -302,3 +328,10 @@ def _as_text(value: Any) -> Any:
 
 
 CURRENT_CALL: ContextVar[Optional[CallContext]] = ContextVar("fal_current_call", default=None)
+
+
+def tell_progress(step: Step) -> None:
+    """Say how far a loop of the call of this context has come."""
+    call = CURRENT_CALL.get()
+    if call is not None and not call.is_over:
+        call.progress(step)

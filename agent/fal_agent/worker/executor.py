@@ -32,6 +32,7 @@ from fal_agent.worker.gateway_runner import GatewayRunner
 from fal_agent.worker.lane import Lane
 from fal_agent.worker.opening import Shelf
 from fal_agent.worker.outbox import open_data
+from fal_agent.worker.port_runner import PortRunner
 from fal_agent.worker.session import Sessions
 from fal_agent.worker.versions import check_pydantic
 
@@ -202,24 +203,34 @@ class Executor:
 
     # ------------------------------------------------------------ apps
 
-    def _serve(self, call: CallContext, cls: Any) -> None:
-        """Serve an app on the main thread; the end of it is the end of the process, or an error."""
+    def _serve(self, call: CallContext, target: Any, setup: Optional[Callable[[], Any]]) -> None:
+        """Serve an app or a function on the main thread until the process is told to end, or an error."""
         assert call.task.serve is not None
         assert self.duplex is not None
         self._app = AppRunner(call, call.task.serve, self.duplex.send)
+        self._end_on_sigterm(call)
+        try:
+            self._app.run(target, setup)
+        finally:
+            self._app = None
+
+    def _serve_port(self, call: CallContext, work: Callable[[], Any]) -> Any:
+        """Run a function that has a server of its own on the main thread; give the function's value."""
+        assert call.task.serve is not None
+        assert self.duplex is not None
+        self._end_on_sigterm(call)
+        return PortRunner(call, call.task.serve, self.duplex.send).run(work)
+
+    def _end_on_sigterm(self, call: CallContext) -> None:
+        """Let SIGTERM, once nobody else hears it, send what was printed last and end the process."""
 
         def end(number: int, _frame: Any) -> None:
-            """The server has ended, after SIGTERM: send what was printed last, and end of that signal."""
             self._capture.end(call)
             call.flush()
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
         signal.signal(signal.SIGTERM, end)
-        try:
-            self._app.run(cls)
-        finally:
-            self._app = None
 
     def _serve_gateway(self, call: CallContext) -> None:
         """Be the gateway of an app on the main thread, until SIGTERM."""
@@ -238,8 +249,8 @@ class Executor:
             assert self._app is not None
             assert call.task.serve is not None
             self._secrets.put(call.task.serve.app.environ)
-            cls, _ = self._shelf.function(call.task.function or "", None, reusable=False)
-            self._app.swap(cls, call.task.serve)  # type: ignore[arg-type] # what came as an app is a class
+            target, setup = self._shelf.function(call.task.function or "", None, reusable=False)
+            self._app.swap(target, setup, call.task.serve)
         except BaseException as error:  # noqa: BLE001 - whatever the user's code raises is reported
             self._failure(call, error)()
         else:
@@ -364,13 +375,16 @@ class Executor:
         function_data, digest = request.function_data, task.function or ""
         opened = None if function_data is None else open_data(function_data, buffers, request.blobs)
         function, setup = self._shelf.function(digest, opened, task.reusable, pydantic=task.pydantic)
-        if task.kind == "app":
-            self._serve(call, function)
+        if task.serve is not None and task.serve.app.port is None:
+            self._serve(call, function, setup)
             return dump_result(None, task.label), False
         positional, named = pickling.load(arguments)
         first = () if setup is None else (self._shelf.setup_value(digest, setup),)
         if task.kind == "map":
             return dump_result(run_chunk(function, first, positional[0]), task.label), False
+        if task.serve is not None:
+            value = self._serve_port(call, lambda: complete(function(*first, *positional, **named)))
+            return dump_result(value, task.label), False
         value = complete(function(*first, *positional, **named))
         if inspect.isgenerator(value):
             return dump_result(stream(value, task.label, call.item), task.label), True

@@ -10,8 +10,6 @@ import sys
 import types
 from typing import Any
 
-from traitlets.config import Config
-
 __all__ = ["bear_marks"]
 
 _MODULE = "ipykernel.zmqshell"
@@ -22,7 +20,7 @@ def bear_marks(shell: Any) -> None:
 
     An environment that has the real ipykernel is left as it is.
     """
-    shell.config.setdefault("IPKernelApp", Config())
+    shell.config.setdefault("IPKernelApp", type(shell.config)())
     if _MODULE not in sys.modules and importlib.util.find_spec("ipykernel") is None:
         stand_in: Any = types.ModuleType(_MODULE, "Says that this is a notebook; there is no kernel here.")
         stand_in.ZMQInteractiveShell = type(shell)

@@ -48,6 +48,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from fal_agent import pickling
 from fal_agent.errors import FalServerlessError
 from fal_agent.failures import OpeningError
+from fal_agent.silence import silence
 from fal_agent.worker import comms
 from fal_agent.worker.previews import describe_value, from_device, is_larger, type_name
 
@@ -148,11 +149,15 @@ class _Session:
             return vars(reply), []
         self._shell.become_current()
         _begin(call, request)
-        arrived = self._take(request, parts)
+        with silence():
+            arrived = self._take(request, parts)
         bound = self._execute(request, call, reply) if request["code"].strip() else set()
         wanted = dict.fromkeys([*request["wanted"], *(sorted(bound) if request["returns"] else ())])
         insists = not request["code"].strip()
-        buffers = self._collect(wanted, request["limit"], reply, call, insists=insists)
+        with silence():
+            buffers = self._collect(wanted, request["limit"], reply, call, insists=insists)
+        for name in {*reply.names, *reply.handles, *reply.modules}:  # `_name` too, if it was asked for
+            self._versions.setdefault(name, uuid.uuid4().hex)
         told = {*arrived, *bound, *wanted}
         reply.versions = {name: version for name, version in self._versions.items() if name in told}
         return vars(reply), buffers

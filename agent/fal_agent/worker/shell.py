@@ -7,7 +7,6 @@ shows it here, since only here are the frames.
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import contextvars
 import linecache
@@ -32,9 +31,11 @@ from traitlets.config import Config
 
 from fal_agent.worker.context import CURRENT_CALL
 from fal_agent.worker.debugging import clear_frames, use_interruptible_pdb
+from fal_agent.worker.kernel_magics import KernelMagics
 from fal_agent.worker.marks import bear_marks
 
 if TYPE_CHECKING:
+    import ast
     from collections.abc import Callable, Coroutine, Iterator
 
     from fal_agent.worker.context import CallContext
@@ -52,7 +53,7 @@ def make_shell() -> SessionShell:
     """Make the shell of a new session, with a namespace of its own that is called `__main__`."""
     config = Config()
     config.HistoryManager.hist_file = ":memory:"  # the notebook keeps the history
-    module = types.ModuleType("__main__", "The names that a session's cells share.")
+    module = types.ModuleType("__main__", "Automatically created module for IPython interactive environment")
     interactiveshell.warn = _warn  # of IPython's own code only
     if "" not in sys.path:  # what lies where `%cd` led can be imported, and hides no library
         libraries = (i for i, path in enumerate(sys.path) if path.endswith("-packages"))
@@ -94,16 +95,10 @@ class _Compiler(CachingCompiler):  # type: ignore[misc] # IPython has no types
         return name
 
     def ast_parse(self, source: str, filename: str = "<unknown>", symbol: str = "exec") -> ast.AST:
-        """Parse code; the cell's lines are counted as in the notebook."""
-        offset = self.lines_before if filename == self.name else 0
-        try:
-            tree: ast.AST = super().ast_parse(source, filename, symbol)
-        except SyntaxError as error:
-            error.lineno = error.lineno and error.lineno + offset
-            if getattr(error, "end_lineno", None):
-                error.end_lineno += offset  # type: ignore[operator] # Python 3.9 has none
-            raise
-        return ast.increment_lineno(tree, offset)
+        """Parse code; the cell's lines are counted as in the notebook, also in warnings about them."""
+        above = "\n" * self.lines_before if filename == self.name else ""
+        tree: ast.AST = super().ast_parse(above + source, filename, symbol)
+        return tree
 
 
 class _Publisher(DisplayPublisher):  # type: ignore[misc]
@@ -158,12 +153,14 @@ class SessionShell(InteractiveShell):  # type: ignore[misc]
     def __init__(self, **options: Any) -> None:
         self._call: Optional[CallContext] = None
         self._depth = 0
-        self._is_ending = self._has_told = False  # the cell's own error is being shown; was shown
+        self._is_ending = False  # the cell's own error is being shown
+        self._has_told = False  # it was, here or where its sources are
         self._plots_are_inline = False
         self._context = contextvars.copy_context()
         super().__init__(**options)
         self.loop_runner = _run_coroutine
         self.set_hook("show_in_pager", _show_page, 0)
+        self.register_magics(KernelMagics)
 
     @property
     def call(self) -> Optional[CallContext]:
@@ -172,6 +169,11 @@ class SessionShell(InteractiveShell):  # type: ignore[misc]
         if call is None or call.is_over:  # a thread or a task that an earlier cell left behind
             call = self._call
         return None if call is None or call.is_over else call
+
+    @contextmanager
+    def _tee(self, channel: str) -> Iterator[None]:  # noqa: ARG002 - IPython's signature
+        """Keep no copy of what a cell prints, as IPython does for its history: it may be gigabytes."""
+        yield
 
     def become_current(self) -> None:
         """Be what `get_ipython()` gives, and have the namespace that `__main__` is."""
@@ -195,8 +197,11 @@ class SessionShell(InteractiveShell):  # type: ignore[misc]
         self._count_as(request["number"])
         if call.parent:
             bear_marks(self)
+        self._has_told = False
         result = self._run(self._run_as_kernels_do(request["code"]), call)
         error: Optional[BaseException] = result.error_before_exec or result.error_in_exec
+        if error is not None and not self._has_told:  # the user's own handler dealt with it
+            self._tell_error(type(error).__name__, _text_of(error), None, is_own=True)
         return error
 
     def forget_error(self) -> None:
@@ -313,6 +318,8 @@ class SessionShell(InteractiveShell):  # type: ignore[misc]
             yield True
             return
         if not _has_sources(sys.exc_info()[1]):  # the notebook has, and shows the error itself
+            self._has_told = True
+            sys.last_type, sys.last_value, sys.last_traceback = sys.exc_info()  # for %debug
             yield False
             return
         self._is_ending, self._has_told = True, False
@@ -322,7 +329,8 @@ class SessionShell(InteractiveShell):  # type: ignore[misc]
             self._is_ending = False
         error = sys.exc_info()[1]
         if not self._has_told:  # it was printed: groups of exceptions, mistakes in using a magic
-            self._tell_error(type(error).__name__, _text_of(error), [], is_own=True)
+            self._tell_error(type(error).__name__, _text_of(error), None, is_own=True)
+            self._has_told = True
 
     def _showtraceback(self, etype: Any, evalue: Any, stb: list[str]) -> None:
         """Hand an error as it is shown to the call."""
@@ -330,7 +338,7 @@ class SessionShell(InteractiveShell):  # type: ignore[misc]
         self._tell_error(str(etype.__name__), _text_of(evalue), stb, is_own=self._is_ending)
         self._has_told = True
 
-    def _tell_error(self, name: str, text: str, lines: list[str], *, is_own: bool) -> None:
+    def _tell_error(self, name: str, text: str, lines: Optional[list[str]], *, is_own: bool) -> None:
         call = self.call
         if call is not None:
             shown = {"ename": name, "evalue": text, "traceback": lines}
@@ -339,6 +347,21 @@ class SessionShell(InteractiveShell):  # type: ignore[misc]
     def ask_exit(self) -> None:
         """Say how a session ends, where a terminal's shell would end."""
         print("The session goes on; %fal stop ends it.", file=sys.stderr)  # noqa: T201 - IPython's way to the user
+
+    def set_next_input(self, s: str, replace: bool = False) -> None:
+        """Put text into the notebook's next cell, or in place of this one, as `%load` does."""
+        call = self.call
+        if call is not None:
+            call.display("next_input", {"text/plain": s}, {"replace": replace})
+
+    def enable_matplotlib(self, gui: Any = None) -> Any:
+        """Draw figures inline; what would draw them in the page needs a kernel."""
+        if gui in ("notebook", "nbagg"):
+            raise UsageError(
+                "the notebook backend of matplotlib needs a kernel beside it; a session on a host shows "
+                "figures with `%matplotlib inline`"
+            )
+        return super().enable_matplotlib(gui)
 
     def enable_gui(self, gui: Any = None) -> None:
         """Accept `%matplotlib inline`; there is no screen for another toolkit's windows."""
@@ -414,3 +437,4 @@ def _text_of(error: Any) -> str:
 
 # Libraries recognise a notebook by the name of its shell, and show rich output and wide tables then.
 SessionShell.__name__ = SessionShell.__qualname__ = "ZMQInteractiveShell"
+SessionShell.__module__ = "ipykernel.zmqshell"
