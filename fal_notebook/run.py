@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, cast
 from fal_agent import pickling
 from fal_agent.wire import Failure, Item, Result
 from fal_notebook.display import Drawer
-from fal_notebook.hosts.base import Execution, Host, Parcel, Received, ShowsRuns
+from fal_notebook.hosts.base import Execution, Host, Parcel, Received, ShowsRuns, TellsSeen
 from fal_notebook.rebuild import exception_from, reraise
 
 if TYPE_CHECKING:
     import types
 
-__all__ = ["Items", "Run", "follow", "load_result", "start"]
+__all__ = ["Draw", "Items", "Run", "follow", "load_result", "start"]
 
 _WAKE_SECONDS = 0.5  # between two looks at whether the kernel was interrupted
 _PATIENCE = 2  # KeyboardInterrupts after which `follow` no longer waits for the host
@@ -103,6 +103,17 @@ class Run(Future[Any]):
         if self._execution is not None:
             self._execution.kill()
 
+    def seen(self) -> bool:
+        """Tell the host that the outcome was shown; False if that was not the run's own, and it may go on."""
+        if not self.done() or self.cancelled():
+            return self.cancelled()
+        event = super().result(0).event
+        if isinstance(event, Failure) and event.kind == "link":
+            return False
+        if isinstance(self._execution, TellsSeen):
+            self._execution.seen()
+        return True
+
     def acknowledge(self, received: Received) -> None:
         """Say that an event was dealt with, so that the worker may produce more."""
         if self._execution is None:
@@ -132,7 +143,9 @@ class Run(Future[Any]):
         self._belong_to(self.host.submit(parcel, self._take, run_id=self.run_id, attended=attended))
 
     @classmethod
-    def attached(cls, host: ShowsRuns, run_id: str, *, label: str, decode: Decode, on_event: Draw) -> Run:
+    def attached(
+        cls, host: ShowsRuns, run_id: str, *, label: str, decode: Decode, on_event: Draw | None
+    ) -> Run:
         """Give a handle on a run that was started before; its events come from the first on."""
         run = cls(cast("Host", host), label, decode, on_event)
         run.run_id = run_id

@@ -71,6 +71,7 @@ __all__ = [
     "Returned",
     "Runners",
     "Scaling",
+    "Seen",
     "Serve",
     "Serving",
     "Sick",
@@ -177,6 +178,8 @@ class Call:
     reusable: bool = False  # the loaded function holds no state, so a worker may call it again as it is
     app: Optional[AppSpec] = None  # kind "app": how it is served
     environ: dict[str, str] = field(default_factory=dict, repr=False)  # secrets: neither written nor logged
+    key: str = ""  # cells: "notebook:cell", by which a notebook that comes back finds its run
+    inputs: dict[str, str] = field(default_factory=dict)  # cells with a key: versions of the names it reads
 
 
 # ---------------------------------------------------------------- notebook -> agent
@@ -257,6 +260,14 @@ class Kill:
     """End the worker that runs a call."""
 
     type: ClassVar[str] = "kill"
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The outcome of a cell's run was shown, so that whoever runs the cell again wants it to run again."""
+
+    type: ClassVar[str] = "seen"
     run_id: str
 
 
@@ -667,8 +678,8 @@ class Begun:
 
 Event = Union[Stage, Log, Display, Clear, Progress, Item, Serving, Result, Failure]
 Message = Union[
-    Hello, Submit, Attach, BlobPart, Ack, Interrupt, Cancel, Kill, Ask, Ping, Welcome, Need, Answer, Pong,
-    Stage, Log, Display, Clear, Progress, Item, Result, Failure, Ready, Execute,
+    Hello, Submit, Attach, BlobPart, Ack, Interrupt, Cancel, Kill, Seen, Ask, Ping,
+    Welcome, Need, Answer, Pong, Stage, Log, Display, Clear, Progress, Item, Result, Failure, Ready, Execute,
     Serving, Activity, Unwell, Runners, Load, Sick,
     Lane, LaneClosed, Lend, Lent, Listening, Recall, Returned, Adopt, Moved, Begun,
 ]  # fmt: skip

@@ -232,6 +232,8 @@ class _Agent:
             apps=lambda: self._service.apps,
             catch_up=lambda: self._service.lanes.take_all(),  # noqa: PLW0108 - made later
             data=DataFolder(self._root / "data", self._blobs),
+            blobs=self._blobs,
+            is_watching=lambda client: self._service.is_watching(client),  # noqa: PLW0108 - made later
             shut_down=self._ended.set,
         )
         return Service(
