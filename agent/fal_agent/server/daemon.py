@@ -142,6 +142,7 @@ def serve(root: Path, digest: str, settings: AgentSettings) -> int:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()  # of an agent that was killed; we hold the lock, so nobody listens there
         _provide_temporary_folder(run / "tmp")
+        (run / "python").write_text(sys.executable)  # for a client that only wants to know where we are
         try:
             asyncio.run(_Agent(root, digest, settings).run(path))
         finally:
