@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fal_notebook.config import remember_host
+from fal_notebook.hosts.base import CompletedCommand
 from fal_notebook.hosts.ssh import SSHHost
 from tests.support.sshd import SSHServer, start_sshd
 
@@ -55,6 +56,32 @@ def test_a_connection_that_broke_is_made_again_to_the_same_agent(host: SSHHost, 
     wait_until_lost(host)
 
     assert agent_of(host) == before
+
+
+def test_two_kernels_share_the_agent_and_not_the_connection(host: SSHHost, server: SSHServer) -> None:
+    other = SSHHost("box")
+    try:
+        assert agent_of(host) == agent_of(other)
+        other.close()
+
+        assert agent_of(host)
+        assert host.link.is_alive
+    finally:
+        other.close()
+
+
+@pytest.mark.parametrize("shell", ["fish", "tcsh", "zsh"])
+def test_a_login_shell_of_another_family_that_prints_at_its_start_will_do(
+    server: SSHServer, host: SSHHost, shell: str
+) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed here")
+    line = f"echo Welcome; echo 93% full >&2; exec {shell} -c"
+    (server.public / "login").write_text(f'{line} "$SSH_ORIGINAL_COMMAND"\n')
+    server.restart(f"ForceCommand /bin/sh {server.public}/login")
+
+    assert agent_of(host)
+    assert host.link.run("echo on; echo off >&2") == CompletedCommand(0, b"on\n", b"off\n")
 
 
 @pytest.mark.parametrize("allowed", ["", "DisableForwarding yes", "MaxSessions 1"])
