@@ -151,11 +151,19 @@ class Questions:
         """The apps that are served here, whoever spawned them."""
         return self._apps().infos()
 
-    async def on_app_address(self, name: str, patience: float = 600.0) -> dict[str, Any]:
-        """Give the socket of an app once a runner listens, and whether to try again if it ends."""
-        path = await self._apps().address(name, patience)
+    async def on_app_address(self, name: str, patience: float = 600.0, refusing: str = "") -> dict[str, Any]:
+        """Give the socket of an app once a runner listens, and whether to try again if it ends.
+
+        `refusing` is a runner's that answered 503, and is not wanted.
+        """
+        path = await self._apps().address(name, patience, refusing)
         app = self._apps().get(name)
-        return {"path": path, "may_repeat": app.may_repeat, "auth": app.spec.auth}
+        return {
+            "path": path,
+            "may_repeat": app.may_repeat,
+            "auth": app.spec.auth,
+            "may_repeat_refused": app.may_repeat_refused,
+        }
 
     async def on_app_stop(self, name: str, kill: bool = False) -> str:
         """End an app, or kill it; gives the id of its run, whose last event says that it has ended."""
