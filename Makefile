@@ -79,6 +79,19 @@ test: build/test/wheel.stamp ## Build the wheel and run every test against it
 	@cp -R tests notebooks docs benchmarks tools .ci Makefile pyproject.toml .gitignore *.md LICENSE build/check/
 	cd build/check && FAL_TEST_WHEEL=1 ../test/bin/python -m pytest -p no:cacheprovider -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
+# Each run stands by its number: make faults SEED=7 ONLY=123 plays one again.
+SEED ?= $(shell date +%s)
+RUNS ?= 200
+.PHONY: faults
+faults: build/test/wheel.stamp ## Kill, cut, slow and fill what 200 scripted runs stand on; count what is lost (root)
+	@[ "$$(id -u)" -ne 0 ] || tools/setup-system
+	@rm -rf build/check
+	@mkdir -p build/check
+	@cp -R tests docs pyproject.toml Makefile *.md LICENSE build/check/
+	@echo "SEED=$(SEED)"
+	cd build/check && FAL_TEST_WHEEL=1 FAL_FAULT_SEED=$(SEED) FAL_FAULT_RUNS=$(RUNS) FAL_FAULT_ONLY=$(ONLY) \
+		../test/bin/python -m pytest -p no:cacheprovider -n 3 --dist load tests/faults/test_scripted.py $(PYTEST)
+
 .PHONY: lint
 lint: .venv/stamp ## Check style, types and the layers of the architecture
 	.venv/bin/ruff check $(CHECKED)

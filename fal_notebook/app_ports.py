@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from fal_agent.errors import ConfigurationError, FalServerlessError, HostError, LinkLostError
 from fal_notebook.forwarding import Forwarder
@@ -105,7 +106,9 @@ class _Runners:
     def __init__(self, host: Host, name: str, patience: float) -> None:
         self._host, self._name, self._patience = host, name, patience
         self._path: str | None = None
-        self.may_repeat = False
+        self._paths: WeakKeyDictionary[ByteStream, str] = WeakKeyDictionary()  # where streams lead
+        self._refusing = ""  # the runner that answered 503 last
+        self.may_repeat = self.may_repeat_refused = False
         self.own_user_only = True  # until the app is known to ask everybody for a key, or nobody
 
     def dial(self) -> ByteStream:
@@ -130,23 +133,37 @@ class _Runners:
             except OSError:  # that runner has gone
                 self._path = None
             else:
-                self._path = path
+                self._path = self._paths[stream] = path
                 return stream
         raise FalServerlessError(
             f"runners of {self._name!r} on {self._host.name!r} go away as soon as they are there; see its log"
         )
+
+    def refused(self, stream: ByteStream, /) -> None:
+        """Connect to another runner from now on than the one that a stream leads to."""
+        path = self._paths.get(stream)
+        if path is not None:
+            self._refusing = path
+            if self._path == path:
+                self._path = None
 
     def _ask(self) -> str:
         """Ask the agent for the socket of a runner; it answers when there is one."""
         patience = self._patience
         try:
             answer = self._host.ask(
-                "app_address", name=self._name, patience=patience, timeout=patience + _ANSWER_SECONDS
+                "app_address",
+                name=self._name,
+                patience=patience,
+                refusing=self._refusing,
+                timeout=patience + _ANSWER_SECONDS,
             )
         except HostError:
             raise
         except FalServerlessError:  # it has ended, or does not come up
             close_when_gone(self._host, self._name)
             raise
-        self.may_repeat, self.own_user_only = bool(answer["may_repeat"]), not answer["auth"]
+        self.may_repeat = bool(answer["may_repeat"])
+        self.may_repeat_refused = bool(answer["may_repeat_refused"])
+        self.own_user_only = not answer["auth"]
         return str(answer["path"])

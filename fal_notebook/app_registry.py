@@ -15,7 +15,7 @@ from fal_agent.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["AppInfo", "find", "forget", "names", "register"]
+__all__ = ["AppInfo", "find", "find_endpoint", "forget", "names", "register"]
 
 _lock = threading.Lock()
 _apps: dict[str, AppInfo] = {}
@@ -55,6 +55,27 @@ def names() -> list[str]:
     """Give the known names, in order."""
     with _lock:
         return sorted(_apps)
+
+
+def find_endpoint(application: str) -> tuple[AppInfo, str]:
+    """Give the app that is meant, and the path below it, as the fal SDK writes that.
+
+    Args:
+        application: "name", "name/path", "owner/name" or "owner/name/path"; owners mean nothing here.
+
+    Returns:
+        The app, and the path, "" or one that begins with a slash.
+
+    Raises:
+        ConfigurationError: as `find`.
+    """
+    parts = application.strip("/").split("/")
+    known = names()
+    for place in (0, 1) if application not in known else ():
+        if len(parts) > place and parts[place] in known:
+            rest = "/".join(parts[place + 1 :])
+            return find(parts[place]), f"/{rest}" if rest else ""
+    return find(application), ""
 
 
 def find(name: str) -> AppInfo:

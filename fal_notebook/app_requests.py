@@ -97,7 +97,8 @@ def run(
     """Call an endpoint of an app and wait for the answer.
 
     Args:
-        application: the name of a spawned app, what `spawn()` gave, or a URL.
+        application: the name of a spawned app, what `spawn()` gave, or a URL. As in the fal SDK, an owner may
+            stand before the name ("me/my-app"), and a path after it ("me/my-app/edit").
         arguments: the body: a dictionary, a model, or anything else that JSON can hold; None for none.
         path: of the endpoint.
         timeout: seconds until the whole answer must be there; None waits.
@@ -113,7 +114,7 @@ def run(
         FalSerializationError: JSON cannot hold the arguments.
         HostError: the app cannot be reached, or the connection broke.
     """
-    url, known = _resolve(application)
+    url, path, known = _resolve(application, path)
     exchange = Exchange("POST", url, path, arguments, timeout=timeout, headers={**known, **(headers or {})})
     return answer_value(check(exchange.response_or_nothing()))
 
@@ -132,7 +133,7 @@ def submit(
         ConfigurationError: no app has that name.
         FalSerializationError: JSON cannot hold the arguments.
     """
-    url, known = _resolve(application)
+    url, path, known = _resolve(application, path)
     headers = {**known, **(headers or {})}
     return RequestHandle(Exchange("POST", url, path, arguments, timeout=timeout, headers=headers))
 
@@ -162,7 +163,7 @@ def stream(
     """
     import httpx
 
-    url, known = _resolve(application)
+    url, path, known = _resolve(application, path)
     body, sending = encoded(arguments, {**known, **(headers or {})})
     limit = httpx.Timeout(timeout, connect=CONNECT_TIMEOUT)
     target = joined(url, path)
@@ -195,7 +196,7 @@ def ws(
     """
     from fal_notebook.realtime_client import connect_realtime
 
-    url, known = _resolve(application)
+    url, path, known = _resolve(application, path)
     connection = connect_realtime(websocket_url(url, path), headers={**known, **(headers or {})}, **codecs)
     try:
         yield connection
@@ -203,9 +204,11 @@ def ws(
         connection.close()
 
 
-def _resolve(application: str | AppInfo) -> tuple[str, dict[str, str]]:
+def _resolve(application: str | AppInfo, path: str) -> tuple[str, str, dict[str, str]]:
+    """Give an app's URL, the path of an endpoint, and the headers to send."""
     if isinstance(application, str):
         if application.startswith(("http://", "https://")):
-            return application, {}
-        application = app_registry.find(application)
-    return application.url, dict(application.headers)
+            return application, path, {}
+        application, above = app_registry.find_endpoint(application)
+        path = above + ("" if above and path == "/" else path)
+    return application.url, path, dict(application.headers)

@@ -44,12 +44,14 @@ class Request:
         parts: the pickles of names, and their buffers; the request comes before them.
         sent: name -> digest, of what travels.
         unsure: name -> digest here, of those that a failed cell may have bound.
+        inputs: name -> digest here, or version on the host, of what the cell reads.
     """
 
     content: dict[str, Any]
     parts: list[Buffer] = field(default_factory=list)
     sent: dict[str, str] = field(default_factory=dict)
     unsure: dict[str, str | None] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, parts: Sequence[Buffer], version: str) -> None:
         """Let a value travel."""
@@ -129,6 +131,7 @@ class SessionNames:
 
     def _add(self, request: Request, name: str, value: Any, *, in_background: bool) -> None:
         if isinstance(value, Handle):
+            request.inputs[name] = value.version
             self._add_handle(request, name, value)
             return
         version = None
@@ -138,7 +141,7 @@ class SessionNames:
                 request.content["held"][name] = version
                 return
         parts = pack_value(value, name=name, snapshot=in_background)
-        digest = _digest(parts)
+        digest = request.inputs[name] = _digest(parts)
         known = self._known.get(name)
         if (version is None and known is not None) and (
             known.digest == digest or (known.value() is value and _is_unsteady(name, value, digest))

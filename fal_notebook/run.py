@@ -11,6 +11,7 @@ import asyncio
 import os
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, InvalidStateError
@@ -19,17 +20,18 @@ from typing import TYPE_CHECKING, Any, cast
 from fal_agent import pickling
 from fal_agent.wire import Failure, Item, Prompt, Result
 from fal_notebook.display import Drawer
-from fal_notebook.hosts.base import Execution, Host, Parcel, Received, ShowsRuns
+from fal_notebook.hosts.base import Execution, Host, Parcel, Received, ShowsRuns, TellsSeen
 from fal_notebook.prompting import read_line
 from fal_notebook.rebuild import exception_from, reraise
 
 if TYPE_CHECKING:
     import types
 
-__all__ = ["Items", "Run", "draw_or_ask", "follow", "load_result", "start"]
+__all__ = ["Draw", "Items", "Run", "draw_or_ask", "follow", "load_result", "start"]
 
 _WAKE_SECONDS = 0.5  # between two looks at whether the kernel was interrupted
 _ASKED = {False: "input()", True: "getpass()"}
+_REPLAY_SECONDS = 0.3
 _NO_STDIN = "StdinNotImplementedError"
 _PATIENCE = 2  # KeyboardInterrupts after which `follow` no longer waits for the host
 
@@ -108,6 +110,17 @@ class Run(Future[Any]):
         if self._execution is not None:
             self._execution.kill()
 
+    def seen(self) -> bool:
+        """Tell the host that the outcome was shown; False if that was not the run's own, and it may go on."""
+        if not self.done() or self.cancelled():
+            return self.cancelled()
+        event = super().result(0).event
+        if isinstance(event, Failure) and event.kind == "link":
+            return False
+        if isinstance(self._execution, TellsSeen):
+            self._execution.seen()
+        return True
+
     def acknowledge(self, received: Received) -> None:
         """Say that an event was dealt with, so that the worker may produce more."""
         if self._execution is None:
@@ -145,7 +158,9 @@ class Run(Future[Any]):
         self._belong_to(self.host.submit(parcel, self._take, run_id=self.run_id, attended=attended))
 
     @classmethod
-    def attached(cls, host: ShowsRuns, run_id: str, *, label: str, decode: Decode, on_event: Draw) -> Run:
+    def attached(
+        cls, host: ShowsRuns, run_id: str, *, label: str, decode: Decode, on_event: Draw | None
+    ) -> Run:
         """Give a handle on a run that was started before; its events come from the first on."""
         run = cls(cast("Host", host), label, decode, on_event)
         run.run_id, run._is_attached = run_id, True
@@ -199,6 +214,13 @@ class Run(Future[Any]):
     def dealt_with(self, received: Received) -> None:
         """Go on to the event after this one."""
         self._inbox.remove(received)
+
+    def is_answered(self) -> bool:
+        """Whether the prompt that was received had its answer before this notebook showed the run."""
+        if not self._is_attached:
+            return False
+        time.sleep(_REPLAY_SECONDS)  # what came after it comes at once
+        return self._inbox.size > 1
 
     def settle(self, received: Received) -> Any:
         """Take the last event of a foreground run; give its value, or raise its error."""
@@ -262,6 +284,11 @@ class _Inbox:
         while not self._events:
             self._bell.get()
         return self._events[0]
+
+    @property
+    def size(self) -> int:
+        """How many events wait."""
+        return len(self._events)
 
     def remove(self, received: Received) -> None:
         if self._events and self._events[0] is received:
@@ -423,10 +450,12 @@ def _draw_until_outcome(run: Run, draw: Draw) -> Received:
         received = run.receive()
         if isinstance(received.event, (Result, Failure, Item)):
             return received
-        if isinstance(received.event, Prompt):  # an interrupt while it is asked must not have it asked again
+        if isinstance(received.event, Prompt) and not run.is_answered():
+            run.dealt_with(received)  # an interrupt while it is asked must not have it asked again
+            draw_or_ask(run, received, draw)
+        else:
+            draw(received)
             run.dealt_with(received)
-        draw_or_ask(run, received, draw)
-        run.dealt_with(received)
         run.acknowledge(received)
 
 

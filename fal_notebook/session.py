@@ -32,12 +32,14 @@ from fal_notebook.environment import (
     worker_needs,
 )
 from fal_notebook.handles import Handle
+from fal_notebook.hosts.base import ShowsRuns
 from fal_notebook.hosts.registry import get_host
 from fal_notebook.inference import infer_requirements
 from fal_notebook.names import Request, SessionNames
 from fal_notebook.options import FunctionOptions, make_options
 from fal_notebook.payload import make_parcel
-from fal_notebook.run import Run, follow, start
+from fal_notebook.returning import cell_key, find_earlier, forget_earlier, told
+from fal_notebook.run import Draw, Run, follow, start
 from fal_notebook.secrets import read_secrets
 from fal_notebook.widgets import SessionWidgets
 
@@ -102,7 +104,8 @@ def run_cell(shell: Any, code: str, options: argparse.Namespace) -> Run | None:
 
 def session_names(host: str | Host | None = None) -> list[str]:
     """The sessions that this kernel has used on a host; None is the current host."""
-    return [name for host_name, name in _sessions if host_name == get_host(host).name]
+    host_name = get_host(host).name
+    return [session.name for session in _sessions.values() if session.host.name == host_name]
 
 
 def forget_sessions(host: str | Host | None = None) -> None:
@@ -201,7 +204,9 @@ class _Session:
             self._requirements, self._settings, self._names = self._before
             self._before = None
 
-    def call(self, label: str, *, timeout: float | None) -> Call:
+    def call(
+        self, label: str, *, timeout: float | None, key: str = "", inputs: dict[str, str] | None = None
+    ) -> Call:
         """Say what is to run, and with what."""
         settings, known = self._settings, config.load().host(self.host.name)
         fresh, self._is_fresh = self._is_fresh, False
@@ -223,6 +228,8 @@ class _Session:
             scale_key=f"{os.getpid()}:session:{self.name}",
             fresh=fresh,
             environ=read_secrets(settings.secrets or (), what="the cell"),
+            key=key,
+            inputs=inputs or {},
         )
 
     # ------------------------------------------------------------ running cells
@@ -232,12 +239,14 @@ class _Session:
         __tracebackhide__ = True
         for _ in range(_TRIES):
             sending = _Sending(self, self._names, cell, options)
-            run = sending.start(decode=sending.decode)
+            run = sending.start()
             if options.output is not None:
                 cell.namespace[options.output] = run
             try:
                 follow(run, display.drawer(self.widgets.bridge))
             except BaseException as error:
+                if not run.seen():  # it goes on there, unwatched
+                    forget_earlier(self.host.name)
                 if isinstance(error, _REFUSALS):
                     self._go_back()
                 else:
@@ -245,6 +254,7 @@ class _Session:
                     display.note_error(error, lambda: self._debug(cell.shell))
                     self.widgets.note(error)
                 raise
+            run.seen()
             self._before = None
             if not sending.stale:
                 return
@@ -256,11 +266,11 @@ class _Session:
     def start_in_background(self, cell: _Cell, options: argparse.Namespace) -> Run:
         """Start a cell; its names come back when the run's `result()` is asked for."""
         sending = _Sending(self, self._names, cell, options)
-        draw = display.background(cell.label, self.widgets.bridge)
-        run = sending.start(decode=sending.decode, on_event=draw)
+        run = sending.start(display.background(cell.label, self.widgets.bridge))
 
         def note(done: Future[Any]) -> None:
             event = Future.result(done).event if not done.cancelled() else None  # not opened yet
+            run.seen()
             if isinstance(event, Failure) and event.kind in _REFUSAL_KINDS:
                 self._go_back()
 
@@ -272,6 +282,26 @@ class _Session:
         place = {**_Cell(shell, "%debug\n").place, "code": "%debug\n"}
         parcel = _parcel(self.call("%debug", timeout=None), Request(dict(_NOTHING)), place)
         follow(start(self.host, parcel, decode=_decode), display.drawer(self.widgets.bridge))
+
+    def keep_widgets(self) -> None:
+        """A run is taken up: its widgets live in this session's worker."""
+        fresh = self._is_fresh
+        self.widgets.belong_to(self.call("", timeout=None))
+        self._is_fresh = fresh
+
+    def names_of(self, session: str, namespace: dict[str, Any]) -> SessionNames:
+        """Give what is known of the names of a session that this one takes up.
+
+        From here on cells run in that one, unless values that the notebook uses are in the present one.
+        """
+        if session == self.name:
+            return self._names
+        own = (self.host.name, self.name)
+        handles = [value for value in namespace.values() if isinstance(value, Handle)]
+        if any((handle.host, handle.session) == own for handle in handles):
+            return SessionNames(self.host.name, session, self._fetch)
+        self.name, self._names = session, SessionNames(self.host.name, session, self._fetch)
+        return self._names
 
     def _fetch(self, handle: Handle) -> Any:
         """Bring the value of a handle."""
@@ -310,11 +340,25 @@ class _Sending:
                 cell.names, cell.namespace, returns=not options.no_return, in_background=options.background
             )
 
-    def start(self, **run_options: Any) -> Run:
-        """Send the cell."""
-        call = self._session.call(self._cell.label, timeout=self._options.timeout)
+    def start(self, on_event: Draw | None = None) -> Run:
+        """Send the cell; or show an earlier run of it, whose notebook has gone."""
+        host, inputs = self._session.host, self._request.inputs
+        folder = getattr(host, "working_folder", None)
+        key = cell_key(self._cell.namespace, self._cell.place["code"], self._options, folder=folder)
+        earlier = None if self._options.again else find_earlier(host, key)
+        if earlier is not None and isinstance(host, ShowsRuns):
+            others = earlier.other_inputs(inputs)
+            sys.stderr.write(told(earlier, host.name, others))
+            if earlier.is_worth_showing and not earlier.is_watched and not others:
+                self._names = self._session.names_of(earlier.session, self._cell.namespace)
+                self._session.keep_widgets()
+                return Run.attached(
+                    host, earlier.run_id, label=self._cell.label, decode=self.decode, on_event=on_event
+                )
+        call = self._session.call(self._cell.label, timeout=self._options.timeout, key=key, inputs=inputs)
         self._session.widgets.belong_to(call)
-        return start(self._session.host, _parcel(call, self._request, self._cell.place), **run_options)
+        parcel = _parcel(call, self._request, self._cell.place)
+        return start(host, parcel, decode=self.decode, on_event=on_event)
 
     def decode(self, received: Received) -> dict[str, Any]:
         """Take what came back; give the names that the notebook has got."""

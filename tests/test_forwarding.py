@@ -313,7 +313,11 @@ def test_an_app_that_breaks_before_it_answers_is_said_to_have_done_so(
 ) -> None:
     forwarder = forward(peer.dial)
     with connect(forwarder) as client:
-        client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        head = b"POST / HTTP/1.1\r\nContent-Length: 10\r\n\r\n"
+        client.sendall(head)
+        assert peer.end().recv(len(head)) == head
+        client.sendall(b"more")  # which it does not read
+        until(lambda: select.select([peer.end()], [], [], 0)[0])
 
         break_off(peer.end())
 

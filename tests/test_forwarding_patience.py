@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import struct
 import threading
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 GET = b"GET /hello HTTP/1.1\r\nHost: app\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: app\r\nContent-Length: 10\r\n\r\n"
+REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n\r\nno"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 TCP_REPAIR = 19  # of Linux: a socket closed in this mode tells nobody
 
@@ -31,8 +33,15 @@ TCP_REPAIR = 19  # of Linux: a socket closed in this mode tells nobody
 class Target:
     """An app of which the test holds the other ends, and which allows repetition if it is told so."""
 
-    def __init__(self, dial: Callable[[], Any], *, may_repeat: bool = False) -> None:
-        self.dial, self.may_repeat, self.own_user_only = dial, may_repeat, False
+    def __init__(
+        self, dial: Callable[[], Any], *, may_repeat: bool = False, may_repeat_refused: bool = False
+    ) -> None:
+        self.dial, self.may_repeat, self.may_repeat_refused = dial, may_repeat, may_repeat_refused
+        self.own_user_only = False
+        self.refusing: list[Any] = []
+
+    def refused(self, stream: Any) -> None:
+        self.refusing.append(stream)
 
 
 @pytest.fixture
@@ -208,7 +217,7 @@ def test_a_client_that_vanishes_is_noticed(
     peer: Peer, forward: Callable[..., Forwarder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probes = (("TCP_KEEPIDLE", 1), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 1))
-    monkeypatch.setattr("fal_notebook.forwarding.connection.PROBES", probes)
+    monkeypatch.setattr("fal_notebook.forwarding.sockets.PROBES", probes)
     forwarder = forward(peer.dial)
     client = connect(forwarder)
     client.sendall(GET)
@@ -271,6 +280,74 @@ def test_the_second_request_of_a_connection_is_told_that_its_runner_broke(
         peer.end().close()
 
         assert read_all(client).startswith(b"HTTP/1.1 502 ")
+
+
+def test_what_was_never_read_is_asked_again_though_nothing_may_be_repeated(
+    peer: Peer, forward: Callable[..., Forwarder]
+) -> None:
+    """A runner that is being killed still takes connections, which nobody serves."""
+    with connect(forward(peer.dial)) as client:
+        client.sendall(GET)
+        until(lambda: select.select([peer.end(0)], [], [], 0)[0])
+
+        peer.end(0).close()
+
+        assert take(peer.end(1), len(GET)) == GET
+        peer.end(1).sendall(OK)
+        assert take(client, len(OK)) == OK
+
+        client.sendall(POST + b"half ")
+        assert take(peer.end(1), len(POST) + 5) == POST + b"half "
+        client.sendall(b"whole")  # the runner may have acted on what came before
+        until(lambda: select.select([peer.end(1)], [], [], 0)[0])
+        peer.end(1).close()
+
+        assert read_all(client).startswith(b"HTTP/1.1 502 ")
+
+
+def test_a_503_is_asked_again_of_another_runner_where_that_is_allowed(
+    peer: Peer, forward: Callable[..., Forwarder]
+) -> None:
+    target = Target(peer.dial, may_repeat_refused=True)
+    with connect(forward(target)) as client:
+        client.sendall(POST + b"half ")
+        assert take(peer.end(0), len(POST) + 5) == POST + b"half "
+        peer.end(0).sendall(REFUSAL)
+
+        assert take(peer.end(1), len(POST) + 5) == POST + b"half "
+        client.sendall(b"whole")
+        assert take(peer.end(1), 5) == b"whole"
+        peer.end(1).sendall(OK)
+        assert take(client, len(OK)) == OK
+        assert len(target.refusing) == 1
+
+        client.sendall(GET)  # on a connection that has been answered before
+        assert take(peer.end(1), len(GET)) == GET
+        peer.end(1).sendall(REFUSAL)
+        for number in (2, 3):
+            assert take(peer.end(number), len(GET)) == GET
+            peer.end(number).sendall(REFUSAL)
+
+        assert take(client, len(REFUSAL)) == REFUSAL  # after two more tries
+        assert len(target.refusing) == 3
+
+
+def test_a_503_is_passed_on_where_nothing_may_be_repeated(
+    peer: Peer, forward: Callable[..., Forwarder]
+) -> None:
+    """Nor a request that is too large to be kept."""
+    large = b"POST / HTTP/1.1\r\nHost: app\r\nContent-Length: 1048577\r\n\r\n" + bytes((1 << 20) + 1)
+    cases = ((peer.dial, GET), (Target(peer.dial, may_repeat_refused=True), large))
+    for number, (target, request) in enumerate(cases):
+        with connect(forward(target)) as client:
+            sending = threading.Thread(target=client.sendall, args=(request,))
+            sending.start()
+            end = peer.end(number)
+            assert take(end, len(request)) == request
+            sending.join()
+            end.sendall(REFUSAL)
+
+            assert take(client, len(REFUSAL)) == REFUSAL
 
 
 def test_an_answer_that_ends_too_early_does_not_look_whole(

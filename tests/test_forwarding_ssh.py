@@ -19,8 +19,9 @@ from fal_notebook.forwarding import Forwarder
 from fal_notebook.hosts.paramiko_link import open_link
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from fal_notebook.hosts.base import ByteStream
     from fal_notebook.hosts.ssh_link import SSHLink
 
 
@@ -101,6 +102,30 @@ def test_a_client_that_reads_in_fits_and_starts_gets_everything_in_order(forward
                 time.sleep(0.01)
 
     assert digest.hexdigest() == hashlib.sha256(PIECE * 8).hexdigest()
+
+
+class Repeating:
+    """An app that may be asked again what it answered 503."""
+
+    may_repeat, may_repeat_refused, own_user_only = False, True, False
+
+    def __init__(self, dial: Callable[[], ByteStream]) -> None:
+        self.dial = dial
+        self.refusing: list[ByteStream] = []
+
+    def refused(self, stream: ByteStream, /) -> None:
+        self.refusing.append(stream)
+
+
+def test_a_503_is_asked_again_and_not_seen(link: SSHLink, backend: Backend) -> None:
+    """Though the thread that reads the connection passes answers on by itself."""
+    target = Repeating(lambda: link.dial(backend.path))
+    with Forwarder(target, name="the app") as forwarder, httpx.Client(base_url=forwarder.url) as client:
+        assert client.get("/hello").status_code == 200
+        backend.refusals = 2
+
+        assert client.get("/recover").json() == {"left": -1}
+        assert len(target.refusing) == 2
 
 
 def test_a_client_that_goes_away_is_noticed_by_the_app(forwarder: Forwarder, backend: Backend) -> None:

@@ -44,12 +44,13 @@ def fresh(kernel: Kernel) -> Kernel:
 def test_every_option_of_the_cell_is_read() -> None:
     options = parse_cell_line(
         "--host box -r numpy --require 'torch>=2' --requirements-file r.txt --python 3.11 --machine-type GPU "
-        "--gpu 2 --timeout 1.5 --session s --fresh --no-return -o run --background "
+        "--gpu 2 --timeout 1.5 --session s --fresh --again --no-return -o run --background "
         "--secret HF_TOKEN --secret OTHER"
     )
     assert vars(options) == {
         "host": "box", "require": ["numpy", "torch>=2"], "requirements_file": "r.txt", "python": "3.11",
-        "machine_type": "GPU", "gpu": 2, "timeout": 1.5, "session": "s", "fresh": True, "no_return": True,
+        "machine_type": "GPU", "gpu": 2, "timeout": 1.5, "session": "s", "fresh": True, "again": True,
+        "no_return": True,
         "output": "run", "background": True, "secret": ["HF_TOKEN", "OTHER"],
     }  # fmt: skip
 

@@ -74,6 +74,7 @@ __all__ = [
     "Returned",
     "Runners",
     "Scaling",
+    "Seen",
     "Serve",
     "Serving",
     "Sick",
@@ -183,6 +184,8 @@ class Call:
     reusable: bool = False  # the loaded function holds no state, so a worker may call it again as it is
     app: Optional[AppSpec] = None  # kind "app": how it is served
     environ: dict[str, str] = field(default_factory=dict, repr=False)  # secrets: neither written nor logged
+    key: str = ""  # cells: "notebook:cell", by which a notebook that comes back finds its run
+    inputs: dict[str, str] = field(default_factory=dict)  # cells with a key: versions of the names it reads
 
 
 # ---------------------------------------------------------------- notebook -> agent
@@ -274,6 +277,14 @@ class Reply:
     run_id: str
     number: int  # the prompt's
     error: str = ""  # name of the exception that is raised instead; the text is its message then
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The outcome of a cell's run was shown, so that whoever runs the cell again wants it to run again."""
+
+    type: ClassVar[str] = "seen"
+    run_id: str
 
 
 @dataclass(frozen=True)
@@ -716,8 +727,8 @@ class Begun:
 
 Event = Union[Stage, Log, Display, Clear, Progress, Prompt, Comm, Item, Serving, Result, Failure]
 Message = Union[
-    Hello, Submit, Attach, BlobPart, Ack, Interrupt, Cancel, Kill, Reply, Ask, Ping, Welcome, Need, Answer,
-    Pong, Stage, Log, Display, Clear, Progress, Prompt, Comm, Item, Result, Failure, Ready, Execute,
+    Hello, Submit, Attach, BlobPart, Ack, Interrupt, Cancel, Kill, Reply, Seen, Ask, Ping, Welcome, Need,
+    Answer, Pong, Stage, Log, Display, Clear, Progress, Prompt, Comm, Item, Result, Failure, Ready, Execute,
     Serving, Activity, Unwell, Runners, Load, Sick,
     Lane, LaneClosed, Lend, Lent, Listening, Recall, Returned, Adopt, Moved, Begun,
 ]  # fmt: skip

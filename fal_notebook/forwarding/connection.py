@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import functools
-import select
 import socket
 import struct
 import threading
@@ -21,6 +19,15 @@ from typing import TYPE_CHECKING, Protocol
 from fal_agent.errors import FalServerlessException
 from fal_notebook.forwarding.exchanges import Ending, Exchanges, farewell, plain_answer
 from fal_notebook.forwarding.peers import stranger
+from fal_notebook.forwarding.sockets import (
+    ONE_PIECE,
+    break_off,
+    end_input,
+    shut,
+    tune,
+    wait_until_gone,
+    was_unread,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,8 +50,6 @@ _NOT_YOURS = (
 _RUNNER_BROKE = "the connection to the app's runner broke before it answered"
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, and for no time
-# Clients that are gone without a trace are noticed within two minutes (Linux names; others use defaults).
-PROBES = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
 
 
 class Target(Protocol):
@@ -64,6 +69,13 @@ class Target(Protocol):
     @property
     def own_user_only(self) -> bool:
         """Whether other accounts of this machine are refused; asked after `dial`."""
+
+    @property
+    def may_repeat_refused(self) -> bool:
+        """Whether a request may be sent again that its runner answered 503."""
+
+    def refused(self, stream: ByteStream, /) -> None:
+        """Take note that the runner at the other end of a stream is to be replaced."""
 
 
 class _Next(enum.Enum):
@@ -103,6 +115,7 @@ class Connection:
         self._stream: ByteStream | None = None  # guarded by `_switch`, like all that follows
         self._refused: ByteStream | None = None  # a stream that takes nothing any more
         self._is_untouched = False  # whether it took nothing of the present request either
+        self._is_one_piece = False  # whether the present request was sent at once
         self._switch = threading.Condition()  # held while bytes of the client's are sent
         self._lock = threading.Lock()
         self._stopped = False
@@ -136,7 +149,7 @@ class Connection:
         # Ending only what comes in wakes the thread that reads, and says nothing to the client yet.
         shut(self._client, socket.SHUT_RD if reset and is_reading else socket.SHUT_RDWR)
         if stream is not None:
-            _break(stream)
+            break_off(stream)
 
     def let_go(self) -> None:
         """Close what a forked child has of it, and say nothing to either side."""
@@ -149,7 +162,7 @@ class Connection:
     def _run(self) -> None:
         goes_back = False
         try:
-            _tune(self._client)
+            tune(self._client, receive_timeout=GLANCE, send_timeout=ANSWER_PATIENCE)
             goes_back = self._serve()
         finally:
             with self._lock:
@@ -208,12 +221,12 @@ class Connection:
                 self._stream = stream
                 if self._stopped:
                     return False
-            self._is_untouched = False
             asked = self._exchanges.kept if first is None else first
+            self._is_untouched, self._is_one_piece = False, len(asked) <= ONE_PIECE
             try:
                 stream.sendall(asked)
             except OSError:  # as what it says, or does not, will show
-                self._refused = stream
+                self._refused, self._is_untouched = stream, self._is_one_piece
             self._switch.notify_all()
         return True
 
@@ -260,6 +273,12 @@ class Connection:
             if not data:
                 return self._app_ended(stream, problem, has_answered=has_answered)
             seen, self._seen = self._seen, 0
+            if not seen and self._is_withheld(data) and self._exchanges.again():
+                self._target.refused(stream)
+                break_off(stream)  # or whoever sends to it might hold what comes next
+                with self._switch:
+                    self._close_stream()
+                return _Next.AGAIN
             if seen < len(data):
                 self._exchanges.answer(data[seen:])
             try:
@@ -269,8 +288,15 @@ class Connection:
                 return _Next.OVER
             has_answered = True
 
+    def _is_withheld(self, data: bytes) -> bool:
+        """Whether an answer begins that the client need not see: 503, to a request that can go elsewhere."""
+        can_go = self._target.may_repeat_refused and not self._read_all.is_set()
+        return can_go and self._exchanges.is_refusal(data)
+
     def _take_now(self, data: bytes) -> int:
         """Pass on what the client's socket has room for: a change of threads less for most answers."""
+        if self._is_withheld(data):
+            return 0
         self._exchanges.answer(data)
         try:
             taken = self._client.send(data, socket.MSG_DONTWAIT)
@@ -286,7 +312,7 @@ class Connection:
         is_broken = problem is not None
         ending = self._exchanges.ending(is_broken=is_broken)
         if ending in (Ending.IDLE, Ending.UNANSWERED):
-            _break(stream)  # or whoever sends to it might hold what comes next
+            break_off(stream)  # or whoever sends to it might hold what comes next
             with self._switch:
                 ending = self._exchanges.ending(is_broken=is_broken)
                 if ending is Ending.IDLE and not self._read_all.is_set():
@@ -301,7 +327,8 @@ class Connection:
         """Whether to ask another runner: not if it is the link that broke, for then the runner goes on."""
         has_runner_ended = problem is None or isinstance(stream, socket.socket)
         is_whole = not self._read_all.is_set()  # a client that has ended its side cannot do it again
-        may_repeat = self._is_untouched or self._target.may_repeat
+        is_untouched = self._is_untouched or (self._is_one_piece and was_unread(stream, problem))
+        may_repeat = is_untouched or self._target.may_repeat
         return has_runner_ended and is_whole and may_repeat and self._exchanges.again()
 
     def _tell_end(self, ending: Ending, problem: OSError | None, *, has_answered: bool) -> _Next:
@@ -343,8 +370,8 @@ class Connection:
             if self._stopped:
                 return
         # Whoever stops the connection, and a client that goes away altogether, end the wait.
-        _end_input(stream)
-        _wait_until_gone(self._client)
+        end_input(stream)
+        wait_until_gone(self._client)
         self.stop()
 
     def _read_requests(self) -> ByteStream | None:
@@ -362,6 +389,7 @@ class Connection:
                     return stream
                 self._pieces += 1
                 self._exchanges.ask(data)
+                self._is_one_piece = len(data) <= ONE_PIECE and self._exchanges.kept_size == len(data)
                 if self._goes_back:
                     self._begun = data
                     return None
@@ -373,7 +401,7 @@ class Connection:
                         # dropped: closing a socket that holds unread bytes would take the answer from the
                         # client.
                         self._refused = stream
-                        self._is_untouched = self._exchanges.kept == data
+                        self._is_untouched = self._is_one_piece
 
     def _next_piece(self) -> bytes | None:
         """Wait for the client; None if it is waited for no longer."""
@@ -390,7 +418,7 @@ class Connection:
                 self._goes_back = self._exchanges.is_idle
                 self._is_slow = self._exchanges.awaits_request and silence >= REQUEST_PATIENCE
                 if (self._goes_back or self._is_slow) and stream is not None:
-                    _break(stream)
+                    break_off(stream)
                     return None
 
     def _await_client(self) -> None:
@@ -419,46 +447,3 @@ class Connection:
         if stream is not None:
             with contextlib.suppress(OSError):
                 stream.close()
-
-
-def _tune(client: socket.socket) -> None:
-    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, seconds in (("SO_RCVTIMEO", GLANCE), ("SO_SNDTIMEO", ANSWER_PATIENCE)):
-        whole = int(seconds)
-        span = struct.pack("@ll", whole, int((seconds - whole) * 1e6))
-        client.setsockopt(socket.SOL_SOCKET, getattr(socket, name), span)
-    for option, value in PROBES:
-        if hasattr(socket, option):
-            client.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-
-
-def shut(end: socket.socket, how: int = socket.SHUT_RDWR) -> None:
-    """End directions of a socket; threads that wait on it are let go. The file stays open."""
-    with contextlib.suppress(OSError):  # it is not connected any more
-        end.shutdown(how)
-
-
-def _break(stream: ByteStream) -> None:
-    if isinstance(stream, socket.socket):
-        shut(stream)  # closed once no thread uses its file descriptor
-        return
-    with contextlib.suppress(OSError):
-        stream.close()
-
-
-def _end_input(stream: ByteStream) -> None:
-    """Tell the app that no more bytes will come, by whatever the stream has for it."""
-    end = getattr(stream, "end_input", None)
-    if end is None and isinstance(stream, socket.socket):
-        end = functools.partial(stream.shutdown, socket.SHUT_WR)
-    if end is not None:
-        with contextlib.suppress(OSError):  # it is gone, as the other thread will find
-            end()
-
-
-def _wait_until_gone(client: socket.socket) -> None:
-    """Wait until a client that has ended its side is reset, or is shut in both directions."""
-    watch = select.poll()
-    watch.register(client, 0)  # errors and hang-ups are always told
-    watch.poll()

@@ -28,6 +28,7 @@ KEPT = 1 << 20  # bytes of a request that are kept, so that it can be sent to an
 TRIES = 2  # times that a request is sent again
 MOST_OF_A_HEAD = 64 << 10  # bytes
 _BEGINNING = re.compile(rb"[\r\n]*(?:[A-Z]{1,24}(?: |$)|$)")
+_REFUSAL = re.compile(rb"HTTP/1\.[01] 503 ")
 _FIRST_FINAL = 200  # status; those below are followed by another one
 _FRAME_CLOSE, _SHORT, _LONG = 8, 126, 127  # of RFC 6455
 _INTERNAL_ERROR = 1011
@@ -157,6 +158,19 @@ class Exchanges:
                 return False
             self._tries += 1
             return True
+
+    def is_refusal(self, data: bytes) -> bool:
+        """Whether these bytes of the app's begin an answer 503 to a request that can be sent anew."""
+        with self._lock:
+            awaits_answer = self._is_followed and not (self._is_over or self._has_answer_begun)
+            can_repeat = self._kept is not None and self._tries < TRIES
+            return awaits_answer and can_repeat and _REFUSAL.match(data) is not None
+
+    @property
+    def kept_size(self) -> int:
+        """How many bytes of the last request are kept."""
+        with self._lock:
+            return len(self._kept or b"")
 
     @property
     def kept(self) -> bytes:

@@ -40,7 +40,10 @@ _every: weakref.WeakSet[Forwarder] = weakref.WeakSet()
 class _Dialled:
     """A target that is a mere function; nothing is asked there twice."""
 
-    may_repeat = own_user_only = False
+    may_repeat = may_repeat_refused = own_user_only = False
+
+    def refused(self, _stream: ByteStream, /) -> None:
+        """Nothing is sent again."""
 
     def __init__(self, dial: Callable[[], ByteStream]) -> None:
         self.dial = dial

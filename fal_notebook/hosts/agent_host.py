@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AGENT_IDLE", "AgentHost", "agent_answer", "agent_idle", "agent_options"]
 
+_NOBODY = (ConnectionRefusedError, FileNotFoundError)  # listens at the agent's socket
 _TRIES = 3
 AGENT_IDLE = 600.0  # seconds after which an unused agent ends; FAL_NOTEBOOK_IDLE overrules it
 
@@ -121,11 +122,17 @@ class AgentHost(ABC):
             client.close()
 
     def _connect_anew(self) -> AgentClient:
-        """Connect; a connection that breaks while it is made is made again."""
+        """Connect; a connection that breaks while it is made is made again, as where the agent just ended."""
         for _ in range(_TRIES - 1):
-            with suppress(LinkLostError):  # the next try says what is wrong, if it is not over
+            with suppress(LinkLostError, *_NOBODY):  # the next try says what is wrong, if it is not over
                 return self._connect()
-        return self._connect()
+        try:
+            return self._connect()
+        except _NOBODY as error:
+            raise HostUnreachableError(
+                f"the agent on {self.name!r} ended each time that it was started; its log there, "
+                f"agent.log, says why: {error}"
+            ) from None
 
     def _reconnect_seconds(self) -> float:
         seconds = config.load().host(self.name).reconnect

@@ -26,6 +26,7 @@ __all__ = [
     "Parcel",
     "Received",
     "ShowsRuns",
+    "TellsSeen",
 ]
 
 
@@ -134,6 +135,14 @@ class Execution(Protocol):
 
     def kill(self) -> None:
         """End the worker that runs the call."""
+
+
+@runtime_checkable
+class TellsSeen(Protocol):
+    """An execution on a host that wants to know whether anybody saw the end."""
+
+    def seen(self) -> None:
+        """Say that the outcome was shown."""
 
 
 @runtime_checkable

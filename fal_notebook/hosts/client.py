@@ -59,15 +59,20 @@ if TYPE_CHECKING:
 
     from fal_agent.framing import Buffer
 
-__all__ = ["CLIENT_ID", "AgentClient"]
+__all__ = ["AgentClient", "client_id"]
 
-CLIENT_ID = uuid.uuid4().hex  # one per kernel; a forked child that connects is told apart by its process id
+_KERNEL = uuid.uuid4().hex
 
 _BLOB_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _GREETING_TIMEOUT = 20.0  # seconds
 _KEPT_TEMPLATES = 1024  # fewer than the agent keeps
 _PING_EVERY = 3.0  # seconds without a word after which the agent is asked whether it is there
 _SILENCE_LIMIT = 12.0  # seconds without a word after which the connection counts as lost
+
+
+def client_id() -> str:
+    """Who this process is to agents: a kernel, or a forked child of one, which has connections of its own."""
+    return f"{_KERNEL}-{os.getpid()}"
 
 
 class AgentClient:
@@ -86,6 +91,7 @@ class AgentClient:
 
     Raises:
         HostUnreachableError: the agent did not greet back in time.
+        LinkLostError: the connection ended before it did.
     """
 
     def __init__(
@@ -285,10 +291,12 @@ class AgentClient:
     # ------------------------------------------------------------ sending
 
     def _greet(self) -> None:
-        client_id = f"{CLIENT_ID}-{os.getpid()}"
-        self._send(Hello(client_id, self._part_size, shares_files=self._blob_folder is not None))
+        self._send(Hello(client_id(), self._part_size, shares_files=self._blob_folder is not None))
         if not self._greeted.wait(_GREETING_TIMEOUT) or self.welcome is None:
+            is_broken = self._closed.is_set()
             self._duplex.close()
+            if is_broken:
+                raise self._lost_error()
             reason = self._problem or f"the agent did not answer within {_GREETING_TIMEOUT:g} s"
             raise HostUnreachableError(f"{self.host_name!r} was reached, but {reason}. Try again")
 

@@ -10,7 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from fal_agent.wire import Ack, Cancel, Failure, Interrupt, Item, Kill, Message, Progress, Reply
+from fal_agent.wire import Ack, Cancel, Failure, Interrupt, Item, Kill, Message, Progress, Reply, Seen
 from fal_notebook.hosts.base import EventSink, Parcel, Received
 from fal_notebook.hosts.steps import UPLOAD
 
@@ -93,6 +93,10 @@ class AgentExecution:
         """End the worker that runs the call."""
         if not self._withdraw("cancelled", "the call was cancelled"):
             self._tell(Kill(self.run_id))
+
+    def seen(self) -> None:
+        """Say that the outcome was shown; see `fal_agent.wire.Seen`."""
+        self.client.send_if_open(Seen(self.run_id))
 
     def _withdraw(self, kind: str, message: str) -> bool:
         """End a call whose data is still on its way, so that it is never sent; False if it has been."""

@@ -5,8 +5,11 @@ Runs in the notebook; both are imported on first use only.
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
-from typing import TYPE_CHECKING
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from fal_notebook.prompting import default_prompt
 
@@ -47,11 +50,14 @@ def open_link(
         AuthenticationError: the server did not let the user in.
         ConfigurationError: the configuration cannot be read or understood.
     """
-    from fal_notebook.hosts import openssh_link, paramiko_link
-    from fal_notebook.hosts.ssh_connect import NeedsOpenSSHError
-
     prompt = prompt or default_prompt()
     if by != "openssh":
+        _import_when_used(
+            "invoke"
+        )  # paramiko does, which takes half of its time, and uses nothing of it here
+        from fal_notebook.hosts import paramiko_link
+        from fal_notebook.hosts.ssh_connect import NeedsOpenSSHError
+
         try:
             return paramiko_link.open_link(
                 name, prompt=prompt, ssh_config=ssh_config, timeout=timeout, alone=by == "paramiko"
@@ -63,4 +69,22 @@ def open_link(
         if (name, reason) not in _told:
             _told.add((name, reason))
             prompt.tell(f"{name!r} is connected to by the ssh program, because {reason}")
+    from fal_notebook.hosts import openssh_link
+
     return openssh_link.open_link(name, prompt=prompt, ssh_config=ssh_config, timeout=timeout)
+
+
+def _import_when_used(name: str) -> None:
+    spec = None if name in sys.modules else importlib.util.find_spec(name)
+    if spec is not None:
+        sys.modules[name] = stub = _WhenUsed(name)
+        stub.__spec__ = spec
+
+
+class _WhenUsed(ModuleType):
+    """Stands for a module that is imported when somebody looks into it, not by whoever says `import`."""
+
+    def __getattr__(self, name: str) -> Any:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fal_agent.errors import HostError, HostUnreachableError, LinkLostError
@@ -32,6 +33,11 @@ _COMMAND_TIMEOUT = 60.0  # seconds
 _PROBE = r"""
 root={root}
 case "$root" in "~/"*) root="$HOME/${{root#\~/}}";; esac
+run="$root/run/{run}"
+if [ -z "{anew}" ] && [ -S "$run/agent.sock" ] && [ -r "$run/python" ]; then
+  printf '{{"root":"%s","python":"%s","socket":"%s"}}\n' "$root" "$(cat "$run/python")" "$run/agent.sock"
+  exit
+fi
 python=
 for candidate in {python} python3 python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 \
     /usr/bin/python3 /usr/local/bin/python3 "$root"/python/bin/python3; do
@@ -123,7 +129,11 @@ class SSHHost(AgentHost):
         settings = config.load().host(self.name)
         archive = source_archive()
         steps.tell("looking at the machine")
-        facts = self._probe(link, settings.root or "~/.fal_notebook", settings.python, archive.digest)
+        facts = self._probe(link, settings, archive.digest)
+        if "socket" in facts:
+            with suppress(ConnectionRefusedError):  # it was killed; then everything is looked at
+                return self._dial_agent(link, facts, archive.digest)
+            facts = self._probe(link, settings, archive.digest, anew=True)
         root, python = facts["root"], facts["python"]
         if not python:
             raise HostUnreachableError(
@@ -138,15 +148,25 @@ class SSHHost(AgentHost):
             steps.tell("bringing uv")
             link.upload(f"{root}/bin/uv", uv_for(self.name, facts["system"], facts["machine"]), mode=0o700)
         steps.tell("starting the agent")
-        agent = f"PYTHONPATH={shlex.quote(code)} exec {shlex.quote(python)} -m fal_agent"
-        socket_path = self._start_agent(link, agent, root, archive.digest, settings)
-        link.dial_command = f"{agent} dial {{socket}}"
-        stream = link.dial(socket_path)
+        facts["socket"] = self._start_agent(link, facts, archive.digest, settings)
+        return self._dial_agent(link, facts, archive.digest)
+
+    def _dial_agent(self, link: SSHLink, facts: dict[str, str], digest: str) -> AgentClient:
+        link.dial_command = f"{_agent_command(facts, digest)} dial {{socket}}"
+        stream = link.dial(facts["socket"])
         return AgentClient(stream, host_name=self.name, part_size=_PART_SIZE, dial=link.dial, heartbeat=True)
 
-    def _probe(self, link: SSHLink, root: str, python: str | None, digest: str) -> dict[str, str]:
-        quoted_root = shlex.quote(root)
-        script = _PROBE.format(root=quoted_root, python=shlex.quote(python) if python else "", digest=digest)
+    def _probe(
+        self, link: SSHLink, settings: HostSettings, digest: str, *, anew: bool = False
+    ) -> dict[str, str]:
+        """Look what the machine has; only whether the agent runs, if it does and that can be believed."""
+        script = _PROBE.format(
+            root=shlex.quote(settings.root or "~/.fal_notebook"),
+            python=shlex.quote(settings.python) if settings.python else "",
+            digest=digest,
+            run=digest[:16],
+            anew="yes" if anew or link.forwarding_is_forbidden else "",
+        )
         done = link.run(script, timeout=_COMMAND_TIMEOUT)
         try:
             return dict(json.loads(done.stdout.decode().strip().splitlines()[-1]))
@@ -168,7 +188,14 @@ class SSHHost(AgentHost):
             text = done.stderr.decode("utf-8", "replace").strip()[-1000:]
             raise HostUnreachableError(f"the agent's sources could not be put on {self.name!r}:\n{text}")
 
-    def _start_agent(self, link: SSHLink, agent: str, root: str, digest: str, settings: HostSettings) -> str:
-        words = ["start", "--root", root, "--digest", digest, *agent_options(settings)]
-        done = link.run(f"{agent} {shlex.join(words)}", timeout=_COMMAND_TIMEOUT)
+    def _start_agent(self, link: SSHLink, facts: dict[str, str], digest: str, settings: HostSettings) -> str:
+        words = ["start", "--root", facts["root"], "--digest", digest, *agent_options(settings)]
+        command = f"{_agent_command(facts, digest)} {shlex.join(words)}"
+        done = link.run(command, timeout=_COMMAND_TIMEOUT)
         return str(agent_answer(self.name, done.stdout, done.stderr)["socket"])
+
+
+def _agent_command(facts: dict[str, str], digest: str) -> str:
+    """Write the shell words that run the agent's program, to be followed by its own."""
+    code = f"{facts['root']}/code/{digest}"
+    return f"PYTHONPATH={shlex.quote(code)} exec {shlex.quote(facts['python'])} -m fal_agent"

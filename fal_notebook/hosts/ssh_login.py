@@ -75,10 +75,18 @@ class _Login:
                     f"The agent holds {self.agent_keys} keys, which may be more than the server listens to: "
                     "name the right one by IdentityFile, with IdentitiesOnly yes. "
                 )
+        if isinstance(self.prompt, SilentPrompt) and not target.batch and self._could_ask():
+            text += (
+                "Nobody could be asked for a password here: connect once from a notebook or a terminal where "
+                "it can be typed. "
+            )
         return text + (
             f"See whether `{target.ssh_command}` works in a terminal; give the server your key with "
             "ssh-copy-id; or name another user (user@host, or User in the SSH configuration)"
         )
+
+    def _could_ask(self) -> bool:
+        return any(self._may(method) for method in ("keyboard-interactive", "password"))
 
     def _may(self, method: str) -> bool:
         return method in self.offered and method in self.target.methods

@@ -50,6 +50,8 @@ def cell_parser() -> argparse.ArgumentParser:
         help="an environment variable that goes along, hidden in what is shown; repeatable")  # fmt: skip
     add("--session", metavar="NAME", help="the session whose names the cell shares; default: this kernel's")
     add("--fresh", action="store_true", help="start the session anew, in a new process")
+    add("--again", action="store_true",
+        help="run it even if an earlier run goes on or ended unseen, which would be shown")  # fmt: skip
     add("--no-return", action="store_true", help="bring no names back")
     add("-o", "--output", metavar="NAME", help="put the run into this variable")
     add("--background", action="store_true", help="do not wait; names come back with the run's result()")

@@ -57,3 +57,29 @@ def test_without_any_app_the_error_says_what_to_do() -> None:
         ConfigurationError, match=r"none was spawned from this notebook\. Spawn one, or give a URL"
     ):
         app_registry.find("painter")
+
+
+@pytest.mark.parametrize(
+    ("application", "path"),
+    [
+        ("painter", ""),
+        ("painter/edit", "/edit"),
+        ("me/painter", ""),
+        ("me/painter/edit/now", "/edit/now"),
+        ("/me/painter/", ""),
+    ],
+)
+def test_an_owner_and_a_path_may_be_written_as_for_the_fal_sdk(application: str, path: str) -> None:
+    app_registry.register("painter", FIRST)
+    app_registry.register("edit", SECOND)
+
+    assert app_registry.find_endpoint(application) == (FIRST, path)
+
+
+def test_a_name_with_a_slash_is_found_as_it_is() -> None:
+    app_registry.register("me/painter", FIRST)
+    app_registry.register("me", SECOND)
+
+    assert app_registry.find_endpoint("me/painter") == (FIRST, "")
+    with pytest.raises(ConfigurationError, match="no app is called 'you/them'"):
+        app_registry.find_endpoint("you/them")

@@ -121,6 +121,8 @@ def worker(spawned: list[Spawned]) -> Iterator[Any]:
 def test_an_app_is_given_by_name_by_handle_or_by_url(worker: Any) -> None:
     for application in ("worker", worker, worker.url, worker.url + "/"):
         assert run(application, {"number": 2}) == {"number": 4}
+    assert run("me/worker", {"number": 2}) == {"number": 4}
+    assert run("me/worker/text") == run("worker", path="/text") == "wörds"
 
 
 def test_an_unknown_name_is_an_error(worker: Any) -> None:

@@ -263,7 +263,7 @@ def test_a_runner_that_dies_is_replaced(spawn: Callable[..., Any], agent_host: A
 
 
 def test_an_answer_of_503_replaces_the_runner(spawn: Callable[..., Any]) -> None:
-    info = spawn(make())
+    info = spawn(make(skip_retry_conditions=["server_error"]))
     before = where(info)["pid"]
 
     assert post(info, "/fail", json={"kind": "memory"}).status_code == 503

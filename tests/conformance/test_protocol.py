@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import stat
 import struct
+import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.raw_client import RawClient
+from support.waiting import until
 
 import fal_notebook as fal
 from fal_agent import pickling
 from fal_agent.paths import default_root, socket_path
-from fal_agent.wire import Ask, Call, Ping, Result, Submit
+from fal_agent.wire import Ack, Ask, Attach, Call, Kill, Ping, Result, Submit
 from fal_notebook.environment import environment_spec
 from fal_notebook.hosts import registry
 from fal_notebook.hosts.archive import source_archive
@@ -182,3 +184,41 @@ def test_events_are_numbered_and_journaled(path: Path) -> None:
     (record,) = [item for item in host.ask("runs", limit=20) if item["run_id"] == run.run_id]
     assert record["state"] == "done"
     assert record["last_seq"] >= 2
+
+
+def test_a_run_that_was_taken_up_again_is_held_back_by_a_slow_notebook(path: Path, tmp_path: Path) -> None:
+    """While nobody watches it runs freely; afterwards its output waits for the notebook, as before."""
+    count = tmp_path / "count"
+
+    def chatter() -> None:
+        import time
+
+        for number in range(20_000):
+            print("x" * 10_000)
+            count.write_text(str(number))
+            time.sleep(0.001)
+
+    def counted() -> int:
+        return int(count.read_text() or 0) if count.exists() else 0
+
+    def stands_still() -> bool:
+        before = counted()
+        time.sleep(0.3)
+        return counted() == before
+
+    first, run_id = RawClient(path), uuid.uuid4().hex[:16]
+    submit, parts = submission(chatter, run_id)
+    first.send(submit, parts)
+    until(lambda: counted() and stands_still())
+    held_at = counted()
+    first.close()
+    until(lambda: counted() > held_at + 300)
+
+    second = RawClient(path)
+    second.send(Attach(run_id, resumes=True))
+    until(stands_still)
+    held_at = counted()
+    second.send(Ack(run_id, 0, 1 << 19))
+    until(lambda: counted() > held_at)
+    second.send(Kill(run_id))
+    second.close()

@@ -159,16 +159,18 @@ def test_nothing_on_the_host_shows_a_secret_but_the_process_that_has_it(agent_ho
     @fal.function(host=agent_host, secrets=[NAME])
     def caught_red_handed(root: str, secret: bytes) -> list[str]:
         kept = [path for path in Path(root).rglob("*") if path.is_file() and "environments" not in path.parts]
-        found = [str(path) for path in kept if secret in path.read_bytes()]
         if not any("journal" in path.name for path in kept):
             return [f"no journal in {root}"]
-        for process in Path("/proc").glob("[0-9]*"):
-            for name in ("cmdline", "environ"):
-                try:
-                    content = (process / name).read_bytes()
-                except OSError:
-                    continue
-                found += [f"{process}/{name}"] if secret in content else []
+        shown = [
+            process / name for process in Path("/proc").glob("[0-9]*") for name in ("cmdline", "environ")
+        ]
+        found = []
+        for path in [*kept, *shown]:
+            try:
+                content = path.read_bytes()
+            except OSError:  # it has ended or is gone, or is somebody else's
+                continue
+            found += [str(path)] if secret in content else []
         return found
 
     value, environ = give()

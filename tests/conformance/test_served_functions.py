@@ -188,17 +188,21 @@ def test_a_new_version_gets_the_port_of_the_one_before(here: Any, spawned: list[
     assert httpx.get(f"{spawned[1].url}/", timeout=SECONDS).text.startswith("second /")
 
 
-def test_a_server_that_answers_503_is_replaced(here: Any, spawned: list[Any]) -> None:
-    """On the same port, so the first one has to end before."""
+def test_a_server_that_is_not_well_is_replaced(here: Any, spawned: list[Any]) -> None:
+    """On the same port, so the first one has to end before. What it answers is its own matter."""
     port = free_port()
-    function = fal.function(host=here, exposed_port=port, keep_alive=30)(renamed(page))
-    info = function.spawn(port, text="server")
+    check = {"path": "/sick", "method": "GET", "call_regularly": False}
+    decorate = fal.function(host=here, exposed_port=port, keep_alive=30, health_check_config=check)
+    info = decorate(renamed(page)).spawn(port, text="server")
     spawned.append(info)
 
     assert httpx.get(f"{info.url}/sick", timeout=SECONDS).status_code == 503
+    before = fal.apps(here)[0]
+    assert httpx.get(f"{info.url}/", headers={"x-fal-runner-health-check": "1"}).status_code == 200
+    assert before.state == "ready"
 
     text = ""
-    while "replacing a runner: an answer had status 503" not in text:
+    while "replacing a runner: a health check failed: status 503" not in text:
         text += info.logs.get(timeout=SECONDS).message
     assert httpx.get(f"{info.url}/again", timeout=SECONDS).text.startswith("server /again")
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from support.fault_scenario import COUNTS
 from support.sshd import SSHServer, start_sshd
 from support.waiting import until
 
@@ -26,6 +27,7 @@ from fal_notebook.hosts.ssh import SSHHost
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+SEED = os.environ.get("FAL_FAULT_SEED", "1")  # of the scripted runs
 IDLE = "1"  # seconds after which an agent of these tests ends
 
 
@@ -157,3 +159,13 @@ def shared_folder() -> Iterator[Path]:
     folder.chmod(0o777)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what the scripted runs came to."""
+    reports = [*terminalreporter.stats.get("passed", ()), *terminalreporter.stats.get("failed", ())]
+    counts = [dict(report.user_properties)["faults"] for report in reports if report.user_properties]
+    if counts:
+        found = [name for names in counts for name in names]
+        told = ", ".join(f"{name} {found.count(name)}" for name in COUNTS)
+        terminalreporter.write_line(f"{len(counts)} scripted runs, seed {SEED}: {told}")

@@ -23,10 +23,8 @@ from fal_agent.errors import (
     HostKeyError,
     HostUnreachableError,
 )
-from fal_notebook.config import config_folder, remember_host
 from fal_notebook.hosts import links, openssh_link
 from fal_notebook.hosts.links import open_link
-from fal_notebook.hosts.ssh import SSHHost
 from fal_notebook.hosts.ssh_config import resolve
 from tests.support.prompts import Answers
 from tests.support.sshd import SSHServer, start_sshd
@@ -128,28 +126,6 @@ def _group(leader: int) -> list[str]:
     done = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True, check=True)
     rows = [line.split(None, 2) for line in done.stdout.splitlines()]
     return [args for group, state, *args in rows if int(group) == leader and state[0] not in "ZX"]  # type: ignore[misc]
-
-
-def test_a_host_that_is_reached_by_ssh_is_reached_again_after_a_break(
-    server: SSHServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FAL_SSH_CONFIG", str(server.config_path))
-    remember_host("gpu-box", link="openssh", root=f"~/.fal_notebook/tests-openssh-{os.getpid()}")
-    host = SSHHost("gpu-box")
-    try:
-        before = host.ask("status")["agent"]["pid"]
-        server.kill_connections()
-        for _ in range(1000):
-            if not host.is_connected:
-                break
-            time.sleep(0.01)
-
-        assert host.ask("status")["agent"]["pid"] == before
-        host.ask("shutdown")
-    finally:
-        host.close()
-        shutil.rmtree(server.home / ".fal_notebook" / f"tests-openssh-{os.getpid()}", ignore_errors=True)
-        shutil.rmtree(config_folder())
 
 
 # -- errors -------------------------------------------------------------------------------------------
@@ -299,3 +275,28 @@ def test_kerberos_is_used_where_there_is_a_ticket(
 
     assert (expected in found) if expected else (found == "")
     assert shutil.which("klist") == str(tmp_path / "klist")
+
+
+def test_a_module_that_is_imported_when_used_is_there_for_everybody(tmp_path: Path) -> None:
+    """Another library may want it, in whatever way it says so."""
+    (tmp_path / "wanted").mkdir()
+    (tmp_path / "wanted" / "__init__.py").write_text("print('imported'); value = 7\n")
+    (tmp_path / "wanted" / "part.py").write_text("other = 8\n")
+    code = (
+        "import sys, importlib.util\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from fal_notebook.hosts.links import _import_when_used as later\n"
+        "later('wanted'); later('wanted'); later('no_such_module')\n"
+        "import wanted\n"
+        "print('before', importlib.util.find_spec('wanted') is not None)\n"
+        "from wanted import value\n"
+        "import wanted.part\n"
+        "print(value, wanted.part.other, sys.modules['wanted'].value, 'no_such_module' in sys.modules)\n"
+    )
+    folders = str(Path(fal_notebook.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": f"{folders}:{folders}/agent"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+
+    assert done.stdout.splitlines() == ["before True", "imported", "7 8 7 False"], done.stderr

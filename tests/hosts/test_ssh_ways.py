@@ -218,6 +218,17 @@ def test_a_configuration_that_does_not_exist_is_an_error(tmp_path: Path) -> None
         open_link("inner", ssh_config=tmp_path / "nothing")
 
 
+@pytest.mark.parametrize("lines", ["HostName ::1", "HostName ::1\n  AddressFamily inet6"])
+def test_a_machine_may_have_an_address_of_version_6(inner: SSHServer, tmp_path: Path, lines: str) -> None:
+    inner.restart(f"ListenAddress [::1]:{inner.port}")
+    (tmp_path / "known").write_text(f"[::1]:{inner.port} {inner.host_key}\n")
+    block = inner.host_block.replace("HostName 127.0.0.1", lines)
+    config = write(tmp_path / "c", block.replace(str(inner.known_hosts), str(tmp_path / "known")))
+
+    with open_link("inner", ssh_config=config) as link:
+        assert link.run("echo ${SSH_CONNECTION%% *}").stdout == b"::1\n"
+
+
 # -- machines that cannot be reached ------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import signal
 import sys
 import tempfile
 import time
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 __all__ = ["Cell", "Kernel", "start_kernel"]
 
@@ -138,6 +140,12 @@ class Kernel:
         """Press the stop button."""
         self._manager.interrupt_kernel()
 
+    def kill(self) -> None:
+        """End it as the OOM killer does."""
+        self._manager.signal_kernel(signal.SIGKILL)
+        while self._manager.is_alive():
+            time.sleep(0.01)
+
     def press(self, cell: Cell, *, label: str = "Stop") -> None:
         """Press the button that stands below a cell, as a front end with widgets does."""
         views = [o["data"][_VIEW]["model_id"] for o in cell.outputs if _VIEW in o.get("data", {})]
@@ -233,11 +241,14 @@ class Kernel:
 
 
 @contextlib.contextmanager
-def start_kernel(*, extension: bool = True, **environment: str) -> Iterator[Kernel]:
+def start_kernel(
+    *, extension: bool = True, working_folder: Path | None = None, **environment: str
+) -> Iterator[Kernel]:
     """Start a kernel of this Python.
 
     Args:
         extension: load ours in it.
+        working_folder: where it runs; in a folder of its own by default.
         environment: variables besides those of this process.
     """
     inherited = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}  # kernels heed it
@@ -247,7 +258,8 @@ def start_kernel(*, extension: bool = True, **environment: str) -> Iterator[Kern
         manager = KernelManager(transport="ipc", ip=f"{folder}/k")
         manager.kernel_cmd = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         manager.connection_file = f"{folder}/connection.json"
-        manager.start_kernel(env={**inherited, "IPYTHONDIR": f"{folder}/ipython", **environment}, cwd=folder)
+        variables = {**inherited, "IPYTHONDIR": f"{folder}/ipython", **environment}
+        manager.start_kernel(env=variables, cwd=working_folder or folder)
         client = manager.blocking_client()
         client.start_channels()
         try:

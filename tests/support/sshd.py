@@ -66,6 +66,8 @@ class SSHServer:
     log: Path
     public: Path  # readable by the user: authorized_keys, and whatever a test wants both sides to see
     process: subprocess.Popen[bytes] = field(repr=False)
+    address: str = "127.0.0.1"
+    prefix: tuple[str, ...] = ()  # words before the server's command, which lead to another network
 
     @property
     def home(self) -> Path:
@@ -77,7 +79,7 @@ class SSHServer:
         """The `Host` section of `config_path`, for configurations that name several servers."""
         return (
             f"Host {self.name}\n"
-            "  HostName 127.0.0.1\n"
+            f"  HostName {self.address}\n"
             f"  Port {self.port}\n"
             f"  User {self.user}\n"
             f"  IdentityFile {self.key_path}\n"
@@ -107,15 +109,21 @@ class SSHServer:
 
     def trust(self) -> None:
         """Write the server's present host key, and only that, to `known_hosts`."""
-        self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {self.host_key}\n")
+        self.known_hosts.write_text(f"[{self.address}]:{self.port} {self.host_key}\n")
 
-    def restart(self, extra_config: str = "", *, down: float = 0.0) -> None:
-        """Break every connection and start again on the same port, `down` seconds later."""
+    def restart(self, extra_config: str = "", *, down: float = 0.0, wait: bool = True) -> None:
+        """Break every connection and start again on the same port, `down` seconds later.
+
+        With `wait` it can be reached when this returns.
+        """
         self.kill_connections()
         self._end()
         time.sleep(down)
-        self.process = _run_server(self.folder, self.public, self.port, self.user, extra_config)
-        _wait_until_listening(self.process, self.port, self.log)
+        self.process = _run_server(
+            self.folder, self.public, (self.address, self.port), self.user, extra_config, prefix=self.prefix
+        )
+        if wait:
+            _wait_until_listening(self.process, (self.address, self.port), self.log)
 
     def stop_listening(self) -> None:
         """Break every connection and be away, until `restart`."""
@@ -171,14 +179,24 @@ def require_sshd() -> None:
         pytest.skip("starting sshd with a second user needs root: run the tests as root or in a container")
 
 
-def start_sshd(folder: Path, *, name: str = "gpu-box", extra_config: str = "", user: str = USER) -> SSHServer:
-    """Start a server on a free loopback port; `stop()` it, or use it as a context manager.
+def start_sshd(
+    folder: Path,
+    *,
+    name: str = "gpu-box",
+    extra_config: str = "",
+    user: str = USER,
+    address: str = "127.0.0.1",
+    prefix: tuple[str, ...] = (),
+) -> SSHServer:
+    """Start a server on a free port; `stop()` it, or use it as a context manager.
 
     Args:
         folder: where its keys, its log and the client's configuration go.
         name: how the client's configuration calls it.
         extra_config: sshd_config lines; they come first, and sshd keeps the first value it meets.
         user: the account on the other side; created when absent.
+        address: where it listens.
+        prefix: words before its command, which lead to the network that has the address.
     """
     require_sshd()
     provide_user(user)
@@ -190,7 +208,7 @@ def start_sshd(folder: Path, *, name: str = "gpu-box", extra_config: str = "", u
     shutil.copy(folder / "id.pub", public / "authorized_keys")
     (public / "authorized_keys").chmod(0o644)
     port = _free_port()
-    process = _run_server(folder, public, port, user, extra_config)
+    process = _run_server(folder, public, (address, port), user, extra_config, prefix=prefix)
     server = SSHServer(
         name=name,
         port=port,
@@ -202,11 +220,13 @@ def start_sshd(folder: Path, *, name: str = "gpu-box", extra_config: str = "", u
         log=folder / "sshd.log",
         public=public,
         process=process,
+        address=address,
+        prefix=prefix,
     )
     server.trust()
     server.config_path.write_text(server.host_block)
     atexit.register(server.stop)
-    _wait_until_listening(process, port, server.log)
+    _wait_until_listening(process, (address, port), server.log)
     return server
 
 
@@ -261,34 +281,40 @@ def _passed_on() -> str:
 
 
 def _run_server(
-    folder: Path, public: Path, port: int, user: str, extra_config: str
+    folder: Path,
+    public: Path,
+    address: tuple[str, int],
+    user: str,
+    extra_config: str,
+    *,
+    prefix: tuple[str, ...],
 ) -> subprocess.Popen[bytes]:
     Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where sshd separates privileges
     own = (
-        f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {folder}/hostkey\nPidFile none\n"
+        f"ListenAddress {address[0]}\nPort {address[1]}\nHostKey {folder}/hostkey\nPidFile none\n"
         f"AuthorizedKeysFile {public}/authorized_keys\nAllowUsers {user}\n"
     )
     config = folder / "sshd_config"
     config.write_text(f"{extra_config}\n{own}{DEFAULTS}{_passed_on()}")
     command = [str(_sshd()), "-D", "-f", str(config), "-E", str(folder / "sshd.log")]
     if setpriv := shutil.which("setpriv"):  # a test run that is killed leaves no server behind
-        command = [setpriv, "--pdeathsig", "KILL", *command]
+        command = [setpriv, "--pdeathsig", "KILL", *prefix, *command]
     return subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)
 
 
-def _wait_until_listening(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _wait_until_listening(process: subprocess.Popen[bytes], address: tuple[str, int], log: Path) -> None:
     for _ in range(500):
         if process.poll() is not None:
             break
         try:
-            with socket.create_connection(("127.0.0.1", port), timeout=5) as probe:
+            with socket.create_connection(address, timeout=5) as probe:
                 if probe.recv(4) == b"SSH-":
                     return
         except (ConnectionRefusedError, ConnectionResetError):
             pass  # not yet, or still the one before
         time.sleep(0.01)
     said = log.read_text() if log.exists() else "(no log)"
-    raise RuntimeError(f"sshd did not listen on port {port}; it said:\n{said}")
+    raise RuntimeError(f"sshd did not listen on {address}; it said:\n{said}")
 
 
 def provide_user(user: str) -> None:

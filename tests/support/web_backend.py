@@ -31,12 +31,14 @@ class Backend:
         self.path = path
         self.abandoned = threading.Event()  # a request's client went away
         self.is_hanging = threading.Event()
+        self.refusals = 0  # answers of 503 that are to come
         application = Starlette(
             routes=[
                 Route("/hello", self.hello),
                 Route("/digest", self.digest, methods=["POST"]),
                 Route("/bytes/{count:int}", self.give),
                 Route("/refuse", self.refuse, methods=["POST"]),
+                Route("/recover", self.recover),
                 Route("/hang", self.hang),
                 WebSocketRoute("/echo", self.echo),
             ]
@@ -85,6 +87,10 @@ class Backend:
 
     async def refuse(self, request: Request) -> Response:
         return JSONResponse({"detail": "too large"}, 413, headers={"Connection": "close"})
+
+    async def recover(self, request: Request) -> Response:
+        self.refusals -= 1
+        return JSONResponse({"left": self.refusals}, 503 if self.refusals >= 0 else 200)
 
     async def hang(self, request: Request) -> Response:
         self.is_hanging.set()

@@ -113,6 +113,15 @@ class App:
         """Whether a request may be sent again whose runner, or gateway, ended before it answered."""
         return "connection_error" not in self.spec.skip_retry
 
+    @property
+    def may_repeat_refused(self) -> bool:
+        """Whether whoever connects to the app may send a request again that was answered 503.
+
+        A gateway has done so already; and what a function's own server answers is its own matter.
+        """
+        is_runners = self._most == 1 and self.spec.port is None
+        return is_runners and "server_error" not in self.spec.skip_retry
+
     def _swap(self, old: App, runner: Runner) -> None:
         """Load this version into the process that serves the old one; what is cached there stays."""
         self._pin_function()
@@ -289,8 +298,12 @@ class App:
 
     # ------------------------------------------------------------ what notebooks want
 
-    async def address(self, timeout: float) -> str:
+    async def address(self, timeout: float, refusing: str = "") -> str:
         """Give the socket to connect to, once somebody listens there; starts a runner if there is none.
+
+        Args:
+            timeout: seconds to wait.
+            refusing: the socket of a runner that answered 503; it is replaced if it still is there.
 
         Raises:
             FalServerlessError: the app has ended, or no runner is ready within `timeout` seconds.
@@ -301,6 +314,8 @@ class App:
                 raise FalServerlessError(f"the app {self.spec.name!r} is {self.state}; spawn it again")
             if self._gateway is not None and self._gateway.is_ready and self.state in ("ready", "idle"):
                 return self._gateway.path
+            if self.single is not None and self.single.path == refusing:
+                self.single.is_sick("an answer had status 503")
             if self.single is not None:
                 self.single.idle_since = time.monotonic()
                 return self.single.path

@@ -84,8 +84,8 @@ class Apps:
         assert run.call.app is not None
         self._building[run.call.app.name] = run
 
-    async def address(self, name: str, timeout: float) -> str:
-        """Give the socket of an app once somebody listens there.
+    async def address(self, name: str, timeout: float, refusing: str = "") -> str:
+        """Give the socket of an app once somebody listens there; not that of a runner that is `refusing`.
 
         Raises:
             FalServerlessError: there is no such app, it has ended, or nobody listens in `timeout` seconds.
@@ -96,7 +96,7 @@ class Apps:
             if run is None or run.is_finished or time.monotonic() > deadline:
                 break
             await asyncio.sleep(_LOOK_AGAIN)
-        return await self.get(name).address(deadline - time.monotonic())
+        return await self.get(name).address(deadline - time.monotonic(), refusing)
 
     def of_run(self, run_id: str) -> Optional[App]:
         """The app of a run; None for other runs."""

@@ -142,6 +142,7 @@ def serve(root: Path, digest: str, settings: AgentSettings) -> int:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()  # of an agent that was killed; we hold the lock, so nobody listens there
         _provide_temporary_folder(run / "tmp")
+        (run / "python").write_text(sys.executable)  # for a client that only wants to know where we are
         try:
             asyncio.run(_Agent(root, digest, settings).run(path))
         finally:
@@ -232,6 +233,8 @@ class _Agent:
             apps=lambda: self._service.apps,
             catch_up=lambda: self._service.lanes.take_all(),  # noqa: PLW0108 - made later
             data=DataFolder(self._root / "data", self._blobs),
+            blobs=self._blobs,
+            is_watching=lambda client: self._service.is_watching(client),  # noqa: PLW0108 - made later
             shut_down=self._ended.set,
         )
         return Service(

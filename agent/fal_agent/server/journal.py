@@ -23,10 +23,13 @@ from fal_agent.server.journal_file import (
     ENDED,
     MAX_SEQ,
     STATES,
+    CellRecord,
     Entry,
     JournalFile,
+    NewCell,
     NewEvent,
     NewRun,
+    NewSeen,
     NewState,
     RunRecord,
     set_aside,
@@ -173,6 +176,14 @@ class Journal:
             raise ValueError(f"unknown state {state!r}; known: {', '.join(STATES)}")
         self._put(NewState(run_id, state, None if error is None else _text(error), self._clock()))
 
+    def add_cell(self, run_id: str, *, key: str, session: str, inputs: str) -> None:
+        """Record soon what a run that was added is found by when its cell is run again."""
+        self._put(NewCell(run_id, key, session, inputs))
+
+    def set_seen(self, run_id: str) -> None:
+        """Record soon that the outcome of a cell's run was shown."""
+        self._put(NewSeen(run_id))
+
     def take(self, entry: Entry) -> None:
         """Record soon what stands in a file that survives this process: a lane's spool."""
         self._put(entry)
@@ -272,7 +283,7 @@ class Journal:
                 self._sizes[entry.run_id] = self._sizes.get(entry.run_id, 0) + len(entry.frame)
             elif isinstance(entry, NewRun):
                 self._unsaved.discard(entry.run_id)
-            elif entry.state in ENDED:
+            elif isinstance(entry, NewState) and entry.state in ENDED:
                 ended.add(entry.run_id)
         for run_id in {entry.run_id for entry in entries}:
             self._trim_if_due(run_id)
@@ -301,6 +312,14 @@ class Journal:
         where, values = ("1", ()) if client_id is None else ("client_id = ?", (client_id,))
         return self._read(lambda file: file.runs(where, values, limit)) or []
 
+    def cells(self, notebook: str) -> list[CellRecord]:
+        """The newest run of each cell of a notebook, newest first."""
+        return self._read(lambda file: file.cells(notebook)) or []
+
+    def outcome(self, run_id: str) -> Optional[bytes]:
+        """The frame of the newest event of a run."""
+        return self._read(lambda file: file.outcome(run_id))
+
     def unfinished(self, agent: Optional[str] = None) -> list[RunRecord]:
         """Runs that have not ended, newest first; of one agent (its identity) if given."""
         found = self._read(lambda file: file.runs("finished_at IS NULL")) or []
@@ -315,14 +334,23 @@ class Journal:
         Raises:
             ResourceError: the file cannot be read.
         """
-        number = self._read(lambda file: file.number(run_id))
-        while number is not None:
-            some = self._read(partial(JournalFile.read, number=number, after=after))
+        while True:
+            some = self._read(partial(self._some_events, run_id=run_id, after=after))
             if not some:
                 return
-            for row, frame in some:
-                after = row & MAX_SEQ
+            for seq, frame in some:
+                after = seq
                 yield frame
+
+    def _some_events(self, file: JournalFile, run_id: str, after: int) -> list[tuple[int, bytes]]:
+        """Some events after a number: from the file, or, if it has none, those that it could not take yet."""
+        number = file.number(run_id)
+        found = [] if number is None else file.read(number, after)
+        if found:
+            return [(row & MAX_SEQ, frame) for row, frame in found]
+        with self._room:
+            events = [entry for entry in self._queue if type(entry) is NewEvent and entry.run_id == run_id]
+        return [(event.seq, event.frame) for event in events if event.seq > after]
 
     def blobs(self) -> set[str]:
         """Names of all blobs that recorded events refer to."""
@@ -469,7 +497,10 @@ class Journal:
             self._file = file
 
     def _recovered(self) -> None:
-        if self._failing and self._file.path is not None:
+        """What was queued is written; said when nothing waits any more, or it might fail again at once."""
+        with self._room:
+            is_behind = bool(self._queue)
+        if self._failing and not is_behind and self._file.path is not None:
             left_out, self._left_out, self._failing = self._left_out, 0, False
             self._say(
                 f"the journal {self.path} can be written again; {left_out} events could not be recorded"

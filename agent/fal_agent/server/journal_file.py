@@ -28,10 +28,13 @@ if TYPE_CHECKING:
 __all__ = [
     "ENDED",
     "STATES",
+    "CellRecord",
     "Entry",
     "JournalFile",
+    "NewCell",
     "NewEvent",
     "NewRun",
+    "NewSeen",
     "NewState",
     "RunRecord",
     "set_aside",
@@ -74,6 +77,10 @@ _SCHEMA = (
     """CREATE TABLE IF NOT EXISTS blobs (
         run INTEGER NOT NULL, name TEXT NOT NULL, PRIMARY KEY (run, name)
     ) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS cells (
+        run INTEGER PRIMARY KEY, key TEXT NOT NULL, session TEXT NOT NULL, inputs TEXT NOT NULL,
+        seen INTEGER NOT NULL DEFAULT 0
+    )""",
 )
 _COLUMNS = (
     "run_id, client_id, label, kind, environment, agent, state, error,"
@@ -84,6 +91,10 @@ _ADD_RUN = (
     " VALUES (?, ?, ?, ?, ?, ?, ?)"
 )
 _ADD_EVENT = "INSERT OR IGNORE INTO events SELECT (id << 32) | ?, ? FROM runs WHERE run_id = ?"
+_ADD_CELL = (
+    "INSERT OR IGNORE INTO cells (run, key, session, inputs) SELECT id, ?, ?, ? FROM runs WHERE run_id = ?"
+)
+_SET_SEEN = "UPDATE cells SET seen = 1 WHERE run = (SELECT id FROM runs WHERE run_id = ?)"
 _ADD_BLOB = "INSERT OR IGNORE INTO blobs SELECT id, ? FROM runs WHERE run_id = ?"
 _GROW_RUN = "UPDATE runs SET bytes = bytes + ?, last_seq = max(last_seq, ?) WHERE run_id = ?"
 _DROP_EVENTS = "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE id BETWEEN ? AND ? LIMIT ?)"
@@ -142,7 +153,32 @@ class NewState(NamedTuple):
     at: float
 
 
-Entry = Union[NewRun, NewEvent, NewState]
+class NewCell(NamedTuple):
+    """What tells the run of a cell from others, to be recorded."""
+
+    run_id: str
+    key: str
+    session: str
+    inputs: str  # JSON object, name -> version
+
+
+class NewSeen(NamedTuple):
+    """The outcome of a cell's run has been shown, which is to be recorded."""
+
+    run_id: str
+
+
+class CellRecord(NamedTuple):
+    """The run of a cell, as the journal knows it."""
+
+    key: str
+    session: str
+    inputs: str  # JSON object, name -> version
+    is_seen: bool
+    run: RunRecord
+
+
+Entry = Union[NewRun, NewEvent, NewState, NewCell, NewSeen]
 
 
 class JournalFile:
@@ -209,6 +245,9 @@ class JournalFile:
         with self._transaction():
             db = self._db
             db.executemany(_ADD_RUN, [entry for entry in entries if type(entry) is NewRun])
+            for cell in [entry for entry in entries if type(entry) is NewCell]:
+                db.execute(_ADD_CELL, (cell.key, cell.session, cell.inputs, cell.run_id))
+            db.executemany(_SET_SEEN, [entry for entry in entries if type(entry) is NewSeen])
             db.executemany(_ADD_EVENT, [(event.seq, event.frame, event.run_id) for event in events])
             db.executemany(_ADD_BLOB, [(name, event.run_id) for event in events for name in event.blobs])
             db.executemany(_GROW_RUN, [(size, seq, run_id) for run_id, (size, seq) in grown.items()])
@@ -305,6 +344,7 @@ class JournalFile:
             names = [row[0] for row in self._db.execute("SELECT name FROM blobs WHERE run = ?", (number,))]
             self._db.execute("DELETE FROM events WHERE id BETWEEN ? AND ?", _range(number))
             self._db.execute("DELETE FROM blobs WHERE run = ?", (number,))
+            self._db.execute("DELETE FROM cells WHERE run = ?", (number,))
             self._db.execute("DELETE FROM runs WHERE id = ?", (number,))
         return names
 
@@ -319,6 +359,25 @@ class JournalFile:
         """Runs that meet a condition over their columns, newest first."""
         query = f"SELECT {_COLUMNS} FROM runs WHERE {where} ORDER BY id DESC LIMIT ?"  # noqa: S608 - ours, not input
         return [RunRecord(*row) for row in self._db.execute(query, (*values, limit))]
+
+    def cells(self, notebook: str) -> list[CellRecord]:
+        """The runs of a notebook's cells, newest first; of each cell the newest."""
+        query = (
+            f"SELECT key, session, inputs, seen, {_COLUMNS} FROM cells JOIN runs ON cells.run = runs.id"  # noqa: S608
+            " WHERE key >= ? AND key < ? ORDER BY runs.id DESC"
+        )
+        found: dict[str, CellRecord] = {}
+        for key, session, inputs, seen, *run in self._db.execute(query, (f"{notebook}:", f"{notebook};")):
+            found.setdefault(key, CellRecord(key, session, inputs, bool(seen), RunRecord(*run)))
+        return list(found.values())
+
+    def outcome(self, run_id: str) -> Optional[bytes]:
+        """The frame of a run's last event that is recorded."""
+        row = self._db.execute(
+            "SELECT frame FROM events JOIN runs ON events.id = (runs.id << 32) | last_seq WHERE run_id = ?",
+            (run_id,),
+        ).fetchone()
+        return None if row is None else bytes(row[0])
 
     def read(self, number: int, after: int) -> list[tuple[int, bytes]]:
         """Some of a run's events after number `after`: their rows and frames, about 1 MiB at most."""

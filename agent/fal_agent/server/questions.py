@@ -6,6 +6,7 @@ Runs in the agent. Each question is a method named `on_QUESTION`; slow ones run 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import platform
@@ -13,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent.errors import FalServerlessException
+from fal_agent.framing import FrameDecoder
 from fal_agent.server.gpus import list_gpus
 from fal_agent.server.machine import machine_facts
 from fal_agent.server.usage import usage_of
@@ -22,9 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fal_agent.server.apps import Apps
+    from fal_agent.server.blobs import BlobStore
     from fal_agent.server.datafolder import DataFolder
     from fal_agent.server.environments.cache import EnvironmentCache
-    from fal_agent.server.journal import Journal
+    from fal_agent.server.journal import Journal, RunRecord
     from fal_agent.server.pool import Pool
     from fal_agent.server.rpc import Connection
 
@@ -40,6 +43,8 @@ class Questions:
         environments, journal, pool, data: where the answers are.
         apps: gives the apps of this agent.
         catch_up: lets the journal know of what happened in lanes.
+        blobs: keeps large results.
+        is_watching: whether a notebook, by its id, is connected and well.
         shut_down: ends the agent.
     """
 
@@ -50,12 +55,15 @@ class Questions:
         journal: Journal,
         pool: Pool,
         data: DataFolder,
+        blobs: BlobStore,
+        is_watching: Callable[[str], bool],
         apps: Callable[[], Apps],
         catch_up: Callable[[], None],
         shut_down: Callable[[], None],
     ) -> None:
         self._environments, self._journal, self._pool = environments, journal, pool
         self._data, self._apps, self._catch_up, self._shut_down = data, apps, catch_up, shut_down
+        self._blobs, self._is_watching = blobs, is_watching
         self._started_at = time.time()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -112,17 +120,50 @@ class Questions:
     async def on_runs(self, client_id: Optional[str] = None, limit: int = 100) -> list[dict[str, Any]]:
         """The latest runs."""
         self._catch_up()
-        return [_plain(record) for record in self._journal.runs(client_id=client_id, limit=limit)]
+        records = self._journal.runs(client_id=client_id, limit=limit)
+        return [{**_plain(record), "result_bytes": self._result_bytes(record)} for record in records]
+
+    def _result_bytes(self, record: RunRecord) -> Optional[int]:
+        """Bytes of what a run gave; None if it has given nothing, or it is not kept any more."""
+        data = self._journal.outcome(record.run_id) if record.state == "done" else None
+        if data is None:
+            return None
+        (frame,) = FrameDecoder().feed(data)
+        sizes = [self._blobs.size(ref) for ref in frame.header.get("data", ()) if isinstance(ref, str)]
+        inline = sum(len(buffer) for buffer in frame.buffers)
+        return None if None in sizes else inline + sum(size or 0 for size in sizes)
+
+    async def on_cells(self, notebook: str, client_id: str) -> list[dict[str, Any]]:
+        """The newest run of each cell of a notebook, if its outcome was not shown yet; `client_id` asks."""
+        return [
+            {
+                **_plain(cell.run),
+                "key": cell.key,
+                "session": cell.session,
+                "inputs": json.loads(cell.inputs),
+                "is_watched": cell.run.client_id != client_id and self._is_watching(cell.run.client_id),
+            }
+            for cell in self._journal.cells(notebook)
+            if not cell.is_seen
+        ]
 
     async def on_apps(self) -> list[dict[str, Any]]:
         """The apps that are served here, whoever spawned them."""
         return self._apps().infos()
 
-    async def on_app_address(self, name: str, patience: float = 600.0) -> dict[str, Any]:
-        """Give the socket of an app once a runner listens, and whether to try again if it ends."""
-        path = await self._apps().address(name, patience)
+    async def on_app_address(self, name: str, patience: float = 600.0, refusing: str = "") -> dict[str, Any]:
+        """Give the socket of an app once a runner listens, and whether to try again if it ends.
+
+        `refusing` is a runner's that answered 503, and is not wanted.
+        """
+        path = await self._apps().address(name, patience, refusing)
         app = self._apps().get(name)
-        return {"path": path, "may_repeat": app.may_repeat, "auth": app.spec.auth}
+        return {
+            "path": path,
+            "may_repeat": app.may_repeat,
+            "auth": app.spec.auth,
+            "may_repeat_refused": app.may_repeat_refused,
+        }
 
     async def on_app_stop(self, name: str, kill: bool = False) -> str:
         """End an app, or kill it; gives the id of its run, whose last event says that it has ended."""

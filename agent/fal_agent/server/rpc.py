@@ -59,6 +59,7 @@ class Connection(asyncio.Protocol):
         self.templates: OrderedDict[str, Prepared] = OrderedDict()  # what its calls' templates stand for
         self.part_size = PART_SIZE
         self.shares_files = False
+        self._heard = time.monotonic()
 
     # ------------------------------------------------------------ what asyncio calls
 
@@ -69,6 +70,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Hand on the messages that the bytes complete; nonsense ends the connection."""
+        self._heard = time.monotonic()
         try:
             for frame in self._decoder.feed(data):
                 self._on_message(self, decode(frame), frame.buffers)
@@ -100,6 +102,11 @@ class Connection(asyncio.Protocol):
     def is_open(self) -> bool:
         """Whether something sent can still arrive."""
         return self._transport is not None and not self._transport.is_closing()
+
+    @property
+    def silence(self) -> float:
+        """Seconds since something came; 0 if the other side is on this machine, whose end is told at once."""
+        return 0.0 if self.shares_files else time.monotonic() - self._heard
 
     def send(self, message: Message, buffers: Sequence[Buffer] = ()) -> None:
         """Send a message at once."""

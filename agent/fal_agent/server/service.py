@@ -7,6 +7,7 @@ for, sees to its environment and files, hands it to the pool, and answers questi
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections import deque
@@ -37,6 +38,8 @@ from fal_agent.wire import (
     Ping,
     Pong,
     Reply,
+    Result,
+    Seen,
     Submit,
     Welcome,
 )  # fmt: skip
@@ -58,6 +61,8 @@ __all__ = ["Service"]
 _log = logging.getLogger(__name__)
 _BUILDERS = 4  # environments that may be built at the same time
 _KEPT_TEMPLATES = 2048  # of one connection; a client is asked to say a forgotten one again
+_OUTCOMES = (Result.type, Failure.type)
+_SILENCE_LIMIT = 12.0  # seconds; notebooks that are far away say something every 3
 _KEPT_RUNS = 500  # finished runs that are remembered besides the journal
 
 
@@ -110,6 +115,7 @@ class Service:
             Cancel: self._cancel,
             Kill: self._kill,
             Reply: self._reply,
+            Seen: self._seen,
             Ask: self._ask,
             Ping: self._ping,
         }
@@ -143,6 +149,13 @@ class Service:
     def is_connected(self, client_id: str) -> bool:
         """Whether a notebook with this id is connected."""
         return any(connection.client_id == client_id for connection in self.connections)
+
+    def is_watching(self, client_id: str) -> bool:
+        """Whether a notebook is connected and has been heard of lately: one that has vanished is silent."""
+        return any(
+            connection.client_id == client_id and connection.silence < _SILENCE_LIMIT
+            for connection in self.connections
+        )
 
     def active_runs(self) -> list[Run]:
         """Runs that have not ended."""
@@ -216,6 +229,11 @@ class Service:
             return
         self.runs[run.run_id] = run
         run.on_finish.append(self._run_finished)
+        if prepared.call.key:
+            call = prepared.call
+            self._journal.add_cell(
+                run.run_id, key=call.key, session=call.session or "", inputs=json.dumps(call.inputs)
+            )
         if prepared.call.app is not None:
             self.apps.announce(run)
         if refused:
@@ -274,7 +292,7 @@ class Service:
     def _replay(self, run_id: str, connection: Connection, after: int = 0) -> None:
         """Send what the journal has of a run; a run that nobody here has the end of is said to be so."""
         self._journal.flush()
-        seq = after
+        seq, kind = after, ""
         for data in self._journal.events(run_id, after):
             (frame,) = FrameDecoder().feed(data)
             seq = frame.header["seq"]
@@ -286,13 +304,20 @@ class Service:
                 connection.send(Failure(run_id, "lost", text, seq=seq, sent_at=time.time()))
                 return
             connection.deliver(run_id, data, blobs)
-        record = self._journal.run(run_id)
-        if record is None:
-            text = f"there is no run {run_id!r}; %fal runs lists those that are known"
-            connection.send(Failure(run_id, "unknown", text, seq=seq + 1, sent_at=time.time()))
-        elif run_id not in self.runs and record.state not in FINISHED:
+            kind = frame.header["type"]
+        if kind in _OUTCOMES:
+            return
+        run, record = self.runs.get(run_id), self._journal.run(run_id)
+        if run is None and record is None:
+            problem = ("unknown", f"there is no run {run_id!r}; %fal runs lists those that are known")
+        elif (run is not None and run.is_finished) or (record is not None and record.state in FINISHED):
+            problem = ("lost", "its end could not be recorded: the host's disk was full for too long")
+        elif run is None:
             text = "another version of the agent has it, which notebooks of that version can ask"
-            connection.send(Failure(run_id, "unknown", text, seq=seq + 1, sent_at=time.time()))
+            problem = ("unknown", text)
+        else:
+            return
+        connection.send(Failure(run_id, *problem, seq=seq + 1, sent_at=time.time()))
 
     def _prepare(self, run: Run) -> None:
         """Find what calls like this run need, and build what is not there yet; once for all that wait."""
@@ -411,6 +436,9 @@ class Service:
         run = self.runs.get(message.run_id)
         if run is not None and run.worker is not None and not run.is_finished:
             run.worker.send(message, buffers)
+
+    def _seen(self, _connection: Connection, message: Seen, _buffers: list[bytes]) -> None:
+        self._journal.set_seen(message.run_id)
 
     def _begin_lease(self, run: Run) -> None:
         if self.apps.of_run(run.run_id) is not None:  # it goes on, and looks at its lease itself

@@ -195,7 +195,7 @@ class CallContext:
         name = step.name if self.masker is None else self.masker.mask(step.name)
         self.gather()
         with self._emitting:
-            self.flush()
+            self.flush_all()
             self._emit(
                 Progress(
                     self.run_id,

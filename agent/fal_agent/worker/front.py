@@ -82,7 +82,10 @@ class Front:
     def _on_unwell(self, reason: str) -> None:
         from fal_agent.serving.limits import CHECK_ASKED
 
-        self._tell(Unwell(self._call.run_id, "" if reason == CHECK_ASKED else reason), ())
+        if reason == CHECK_ASKED:
+            self._tell(Unwell(self._call.run_id, ""), ())
+        elif self._serve.app.port is None:  # a server that is not ours may mean something else by 503
+            self._tell(Unwell(self._call.run_id, reason), ())
 
 
 def _policy(app: AppSpec) -> Any:
