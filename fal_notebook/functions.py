@@ -20,6 +20,7 @@ from fal_agent.errors import FalServerlessError
 from fal_agent.runtime.nested import NestedFunction
 from fal_agent.wire import Call
 from fal_notebook import config, display
+from fal_notebook.app_files import TravellingFiles, travelling_files
 from fal_notebook.environment import (
     check_python,
     environment_spec,
@@ -33,7 +34,6 @@ from fal_notebook.options import FunctionOptions, Options, make_options
 from fal_notebook.payload import Packed, make_parcel, pack_arguments, pack_function
 from fal_notebook.run import Items, Run, follow, start
 from fal_notebook.secrets import read_secrets
-from fal_notebook.sync import collect_app_files, read_app_files
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -268,12 +268,9 @@ class Function:
             args, kwargs, label=self.__qualname__, func=self.raw_func, snapshot=snapshot
         )
         if self.settings.app_files:
-            files, blobs = read_app_files(collect_app_files(
-                self.settings.app_files,
-                ignore=self.settings.app_files_ignore,
-                context_dir=self.settings.app_files_context_dir,
-            ))  # fmt: skip
-            return make_parcel(self._call(host, kind, packed, files), packed, arguments, blobs=blobs)
+            travelling = travelling_files(self.raw_func, self.settings)
+            call = self._call(host, kind, packed, travelling)
+            return make_parcel(call, packed, arguments, blobs=travelling.blobs)
         environ = read_secrets(self.settings.secrets or (), what=f"{self.__qualname__}()")
         # Equal calls are the same object: the agent then knows all but the arguments already.
         now = time.monotonic()
@@ -289,7 +286,7 @@ class Function:
         )
         made = self._calls.get(key)
         if made is None or now - made[0] > _SETTINGS_SECONDS:
-            call = self._call(host, kind, packed, [])
+            call = self._call(host, kind, packed, TravellingFiles())
             if made is not None and made[1] == call:
                 call = made[1]
             others = (item for item in self._calls.items() if item[0] != key)
@@ -298,7 +295,7 @@ class Function:
             call = made[1]
         return make_parcel(call, packed, arguments)
 
-    def _call(self, host: Host, kind: str, packed: Packed, files: list[list[Any]]) -> Call:
+    def _call(self, host: Host, kind: str, packed: Packed, travelling: TravellingFiles) -> Call:
         """Say what is to run and what it needs."""
         settings = self.settings
         settings.check_runnable()
@@ -320,8 +317,9 @@ class Function:
             timeout=settings.request_timeout,
             startup_timeout=settings.startup_timeout,
             lease=settings.lease_seconds(host_lease=known.lease),
-            files=files,
-            folder=None if files else getattr(host, "working_folder", None),
+            files=travelling.files,
+            import_path=travelling.import_path,
+            folder=None if travelling.files else getattr(host, "working_folder", None),
             client=platform.python_version(),
             pydantic=pydantic_version(),
             scale_key=f"{os.getpid()}:{self.raw_func.__module__}.{self.__qualname__}",

@@ -113,7 +113,7 @@ class FunctionOptions:
     # files
     app_files: list[str] = field(default_factory=list)  # files and folders, relative to the context folder
     app_files_ignore: list[str] = field(default_factory=lambda: list(DEFAULT_APP_FILES_IGNORE))
-    app_files_context_dir: str | None = None  # None: the working folder
+    app_files_context_dir: str | None = None  # None: the defining file's folder, or the working folder
     # serving
     serve: bool = False  # the function is reached by HTTP: POST / calls it
     exposed_port: int | None = None  # the function runs a server on this port of the host

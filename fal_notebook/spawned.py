@@ -39,8 +39,8 @@ class LogEntry:
 
     Attributes:
         message: text, mostly a line.
-        level: "INFO", or "ERROR" for standard error.
-        source: "USER" or "BUILDER".
+        level: "INFO", or "ERROR" for the app's standard error.
+        source: "USER", "BUILDER", or "BRIDGE" for what is said about runners.
         timestamp: seconds since the Unix epoch, by the host's clock.
         request_id: of the request that was being answered; empty outside one.
     """
@@ -247,8 +247,8 @@ class AppSpawnInfo:
         self._face.take(received)
 
     def _log(self, event: Log, text: str) -> None:
-        level = "ERROR" if event.stream == "stderr" else "INFO"
         source = "BUILDER" if event.source == "builder" else "USER"
+        level = "ERROR" if event.stream == "stderr" and source == "USER" else "INFO"
         for line in text.splitlines(keepends=True):
             self._keep(LogEntry(line, level, source, event.sent_at, event.request))
 

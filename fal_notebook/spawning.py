@@ -16,6 +16,7 @@ from fal_agent.errors import FalServerlessError
 from fal_agent.serving.signatures import resolved_annotations
 from fal_agent.wire import AppSpec, Call, HealthPolicy, Scaling
 from fal_notebook import app_registry, config
+from fal_notebook.app_files import travelling_files
 from fal_notebook.credentials import key_credentials, make_key
 from fal_notebook.environment import environment_spec, pydantic_version, serving_needs
 from fal_notebook.hosts.registry import get_host
@@ -24,7 +25,6 @@ from fal_notebook.payload import make_parcel, pack_arguments, pack_function
 from fal_notebook.run import load_result, start
 from fal_notebook.secrets import read_secrets
 from fal_notebook.spawned import AppSpawnInfo
-from fal_notebook.sync import collect_app_files, read_app_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -251,13 +251,7 @@ def _parcel(served: _Served, host: Host) -> Any:
             local_modules=settings.local_python_modules or (),
             serializer=settings.serializer,
         )
-    files, blobs = read_app_files(
-        collect_app_files(
-            settings.app_files,
-            ignore=settings.app_files_ignore,
-            context_dir=settings.app_files_context_dir,
-        )
-    )
+    travelling = travelling_files(served.target, settings)
     known = config.load().host(host.name)
     call = Call(
         kind="app",
@@ -274,8 +268,9 @@ def _parcel(served: _Served, host: Host) -> Any:
         scaling=_scaling(served, known.keep_alive),
         startup_timeout=settings.startup_timeout,
         lease=settings.lease_seconds(host_lease=known.lease),
-        files=files,
-        folder=None if files else getattr(host, "working_folder", None),
+        files=travelling.files,
+        import_path=travelling.import_path,
+        folder=None if travelling.files else getattr(host, "working_folder", None),
         client=platform.python_version(),
         pydantic=pydantic_version(),
         scale_key=f"app:{spec.name}",
@@ -283,7 +278,7 @@ def _parcel(served: _Served, host: Host) -> Any:
     )
     args, kwargs = served.arguments
     arguments = pack_arguments(args, kwargs, label=served.label) if args or kwargs else pack_arguments((), {})
-    return make_parcel(call, packed, arguments, blobs=blobs)
+    return make_parcel(call, packed, arguments, blobs=travelling.blobs)
 
 
 def _scaling(served: _Served, host_keep_alive: float | None) -> Scaling:

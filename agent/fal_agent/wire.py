@@ -176,6 +176,7 @@ class Call:
     startup_timeout: Optional[float] = None  # seconds from a ready environment to a ready worker
     lease: float = 86400.0  # seconds the run may go on while no client of it is connected
     files: list[list[Any]] = field(default_factory=list)  # app files: [relative path, blob, mode] each
+    import_path: str = ""  # folder among the files that modules are imported from as well
     folder: Optional[str] = None  # working directory on the host; None: the user's home, or the app files'
     client: str = ""  # "X.Y.Z" of the notebook's Python
     pydantic: str = ""  # version in the notebook, if it is loaded there
@@ -632,6 +633,7 @@ class Task:
     outbox: str = ""  # folder where the worker puts large results, for the agent to take
     multiplexing: int = 1
     folder: Optional[str] = None  # working folder, importable; None: as it is
+    import_path: str = ""  # below it, importable too
     fresh: bool = False
     reusable: bool = False
     pydantic: str = ""  # version in the notebook, if it is loaded there

@@ -139,11 +139,14 @@ class InlineHost:
             target.chmod(0o600 | (int(mode) & 0o111))
         before = Path.cwd()
         os.chdir(folder)
-        sys.path.insert(0, folder)
+        importable = sorted({folder, str(Path(folder, parcel.call.import_path))})
+        for path in importable:
+            sys.path.insert(0, path)
         try:
             yield
         finally:
-            sys.path.remove(folder)
+            for path in importable:
+                sys.path.remove(path)
             os.chdir(before)
 
 

@@ -260,7 +260,7 @@ def test_an_import_inside_the_function_that_fails_says_what_to_add(agent_host: H
     [
         ("exit", "exit status 3"),
         ("segfault", "SIGSEGV"),
-        ("kill", "SIGKILL.*memory"),
+        ("kill", "SIGKILL.*ran out of memory.*bigger machine_type"),
         ("abort", "SIGABRT"),
     ],
 )

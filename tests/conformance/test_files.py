@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import fal_notebook as fal
+from fal_notebook.app_files import travelling_files
+from fal_notebook.options import make_options
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from fal_notebook.hosts.base import Host
@@ -121,3 +124,69 @@ def test_a_module_that_does_not_exist_is_refused(host: Host) -> None:
 
     with pytest.raises(ValueError, match="fal_tests_absent"):
         one()
+
+
+DEFINING = """
+import fal_notebook as fal
+
+def look():
+    import os
+    import neighbour
+    return neighbour.NAME, sorted(os.listdir()), sorted(os.listdir("nested"))
+
+class Service(fal.App):
+    app_files = ["."]
+
+    @fal.endpoint("/")
+    def look(self) -> None: ...
+"""
+
+
+@pytest.fixture
+def nested(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A module in a folder of the project, with another module beside it."""
+    folder = project / "nested"
+    folder.mkdir()
+    (folder / "neighbour.py").write_text("NAME = 'beside'\n")
+    (folder / "defining_file.py").write_text(DEFINING)
+    monkeypatch.syspath_prepend(folder)
+    yield importlib.import_module("defining_file")
+    for name in ("defining_file", "neighbour"):
+        sys.modules.pop(name, None)
+
+
+def test_files_are_those_beside_the_defining_file_which_is_left_out(nested: Any, project: Path) -> None:
+    for defined in (nested.look, nested.Service):
+        found = travelling_files(defined, make_options(app_files=["."]))
+        assert [name for name, _, _ in found.files] == ["neighbour.py"]
+        assert found.import_path == ""
+
+    found = travelling_files(nested.look, make_options(app_files=["."], app_files_context_dir=str(project)))
+    assert "nested/neighbour.py" in {name for name, _, _ in found.files}
+    assert "nested/defining_file.py" not in {name for name, _, _ in found.files}
+    assert found.import_path == "nested"
+
+
+def test_what_lies_beside_the_defining_file_can_be_imported_there(
+    host: Host, nested: Any, project: Path
+) -> None:
+    """Though the working folder is the context, which is above it."""
+    decorate = fal.function(host=host, app_files=["nested"], app_files_context_dir=str(project))
+
+    name, top, below = decorate(nested.look)()
+
+    assert (name, top) == ("beside", ["nested"])
+    assert [file for file in below if not file.startswith("__")] == ["neighbour.py"]
+
+
+def test_what_is_defined_in_a_notebook_takes_files_from_the_working_folder(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    cell: dict[str, Any] = {"__name__": "__main__"}
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
+    exec("def look(): ...", cell)
+
+    found = travelling_files(cell["look"], make_options(app_files=["data/words.txt"]))
+
+    assert [name for name, _, _ in found.files] == ["data/words.txt"]

@@ -165,7 +165,7 @@ class App(BaseServable):
     # files
     app_files: list[str] = []  # noqa: RUF012 - files and folders, relative to the context folder
     app_files_ignore: list[str] = list(app_settings.DEFAULT_APP_FILES_IGNORE)  # noqa: RUF012
-    app_files_context_dir: Optional[str] = None  # None: the working folder when the app is spawned
+    app_files_context_dir: Optional[str] = None  # None: the defining file's folder, or the working one
     # time
     request_timeout: Optional[float] = None  # one request may take so long, then it gets 504
     startup_timeout: Optional[float] = None  # from a ready environment to the end of setup(); None: 600

@@ -124,6 +124,7 @@ class Prepared:
             outbox=outbox,
             multiplexing=call.scaling.max_multiplexing,
             folder=self.folder,
+            import_path=call.import_path,
             fresh=call.fresh,
             reusable=call.reusable,
             pydantic=call.pydantic,

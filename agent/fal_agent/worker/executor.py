@@ -356,7 +356,7 @@ class Executor:
         request, task = call.request, call.task
         # Before any of the user's code is opened: what it imports may look.
         self._secrets.put(task.environ if task.serve is None else task.serve.app.environ)
-        _enter_folder(task.folder)
+        _enter_folder(task.folder, task.import_path)
         arguments = open_data(request.arguments, buffers, request.blobs)
         check_pydantic(task.pydantic, arguments)
         if task.kind == "cell":
@@ -394,11 +394,12 @@ class Executor:
         return dump_result(value, task.label), False
 
 
-def _enter_folder(folder: Optional[str]) -> None:
+def _enter_folder(folder: Optional[str], import_path: str) -> None:
     """Make the folder of a call's files the working directory, importable as a script's would be."""
     if folder is None:
         return
     if os.getcwd() != folder:  # noqa: PTH109 - asked for each call, and Path.cwd() takes ten times as long
         os.chdir(folder)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    for path in (folder, os.path.join(folder, import_path) if import_path else folder):  # noqa: PTH118 - as above
+        if path not in sys.path:
+            sys.path.insert(0, path)
