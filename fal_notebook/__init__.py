@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fal_agent.runtime.realtime import realtime
     from fal_agent.runtime.routes import HealthCheck, endpoint
     from fal_notebook import api, app, apps, container, exceptions, hosts, ref, toolkit
-    from fal_notebook.attaching import attach, runs
+    from fal_notebook.attaching import attach, prune, runs
     from fal_notebook.container import ContainerImage
     from fal_notebook.credentials import FalServerlessKeyCredentials
     from fal_notebook.functions import function
@@ -72,6 +72,7 @@ __all__ = [
     "isolated",
     "local",
     "progress",
+    "prune",
     "realtime",
     "ref",
     "runs",
@@ -96,6 +97,7 @@ _HOME = {
     "endpoint": "fal_agent.runtime.routes",
     "function": "fal_notebook.functions",
     "progress": "fal_agent.runtime.progress",
+    "prune": "fal_notebook.attaching",
     "realtime": "fal_agent.runtime.realtime",
     "runs": "fal_notebook.attaching",
     "sync_dir": "fal_notebook.syncing",

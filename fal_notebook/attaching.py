@@ -6,12 +6,15 @@ recording it while nobody looks.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fal_agent import pickling
 from fal_agent.errors import FalServerlessError
 from fal_notebook import display
+from fal_notebook.display.phases import duration, size
+from fal_notebook.display.tables import Table, ago
 from fal_notebook.hosts.base import ShowsRuns
 from fal_notebook.hosts.registry import get_host
 from fal_notebook.run import Run, load_result
@@ -19,7 +22,7 @@ from fal_notebook.run import Run, load_result
 if TYPE_CHECKING:
     from fal_notebook.hosts.base import Host, Received
 
-__all__ = ["RunInfo", "attach", "runs"]
+__all__ = ["Pruned", "RunInfo", "RunList", "attach", "prune", "runs"]
 
 _SEARCHED = 1_000  # runs of a host among which one is looked for by the beginning of its id
 
@@ -37,6 +40,7 @@ class RunInfo:
         error: how it failed, in a line.
         submitted_at, started_at, finished_at: seconds since the Unix epoch, by the host's clock.
         bytes: of what it has said.
+        result_bytes: of what it gave; None if it gave nothing, or that is not kept any more.
     """
 
     run_id: str
@@ -49,13 +53,42 @@ class RunInfo:
     started_at: float | None
     finished_at: float | None
     bytes: int
+    result_bytes: int | None = None
 
     def attach(self) -> Run:
         """Show the run again; see `fal.attach`."""
         return attach(self.run_id, host=self.host)
 
 
-def runs(host: Host | str | None = None, *, limit: int = 100) -> list[RunInfo]:
+class RunList(list[RunInfo]):
+    """Runs, the newest first; a notebook shows them as a table."""
+
+    def table(self) -> Table:
+        """What is shown of them."""
+        heading = ["run", "state", "age", "host", "what", "result"]
+        rows = [[i.run_id, _state(i), ago(i.submitted_at), i.host, i.label, _size(i)] for i in self]
+        return Table(heading, rows)
+
+    def __repr__(self) -> str:
+        return repr(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table().html()
+
+
+def _state(info: RunInfo) -> str:
+    """The state, with how long the run took or has been going on."""
+    if info.started_at is None:
+        return info.state
+    seconds = max(0.0, (info.finished_at or time.time()) - info.started_at)
+    return f"{info.state}, {duration(seconds)}"
+
+
+def _size(info: RunInfo) -> str:
+    return "" if info.result_bytes is None else size(info.result_bytes)
+
+
+def runs(host: Host | str | None = None, *, limit: int = 100) -> RunList:
     """List the latest runs on a host, newest first.
 
     Args:
@@ -69,7 +102,47 @@ def runs(host: Host | str | None = None, *, limit: int = 100) -> list[RunInfo]:
     where = get_host(host)
     records = where.ask("runs", limit=limit)
     names = [name for name in RunInfo.__dataclass_fields__ if name != "host"]
-    return [RunInfo(host=where.name, **{name: record[name] for name in names}) for record in records]
+    return RunList(RunInfo(host=where.name, **{name: record[name] for name in names}) for record in records)
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What was forgotten on a host.
+
+    Attributes:
+        runs: how many.
+        bytes: that their output and results took, about.
+    """
+
+    runs: int
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"forgot {self.runs} run{'s' * (self.runs != 1)} with {size(self.bytes)} of output and results"
+
+
+def prune(host: Host | str | None = None, *, days: float = 7.0, gb: float = 2.0) -> Pruned:
+    """Forget runs that have ended on a host, with their output and results.
+
+    A host does this every minute, for those that ended more than 7 days ago and the oldest beyond 2 GiB of
+    output; this is for keeping less. Runs that go on stay.
+
+    Args:
+        host: a host, the name of one, or None for the current one.
+        days: those that ended longer ago are forgotten; 0 for all.
+        gb: of the others, that may stay; the oldest go first.
+
+    Raises:
+        FalServerlessError: the host keeps no runs, or a number is negative.
+        HostError: the host cannot be reached.
+    """
+    where = get_host(host)
+    if days < 0 or gb < 0:
+        raise FalServerlessError(f"days={days:g}, gb={gb:g}: give numbers of at least 0")
+    if not isinstance(where, ShowsRuns):
+        raise FalServerlessError(f"{where.name!r} is this very process, and keeps no runs")
+    done = where.ask("prune_runs", timeout=600.0, max_age_seconds=days * 86400, max_bytes=int(gb * 1e9))
+    return Pruned(done["runs"], done["bytes"])
 
 
 def attach(run_id: str, *, host: Host | str | None = None) -> Run:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fal_notebook.apps import Apps
+    from fal_notebook.attaching import RunList
     from fal_notebook.diagnose import Examination
 
 __all__ = ["COMMANDS", "LineMagics"]
@@ -38,6 +39,8 @@ class LineMagics(Magics):  # type: ignore[misc] # IPython has no types
         %fal status [NAME]               the machine, its GPUs and workers
         %fal envs [NAME]                 the environments on a host
         %fal runs [NAME]                 the latest runs on a host
+        %fal prune [NAME] [--days=7] [--gb=2]
+                                         forget ended runs: older ones, and the oldest beyond so much
         %fal attach ID                   show a run of the current host again, and follow it
         %fal stop [NAME] [--all]         end this kernel's sessions on a host, or every worker
         %fal apps [NAME]                 the apps that a host serves
@@ -54,7 +57,7 @@ class LineMagics(Magics):  # type: ignore[misc] # IPython has no types
             raise UsageError(f"%fal {command}: unknown; known are {', '.join(COMMANDS)}")
         flags = {word for word in words if word.startswith("-")}
         names = [word for word in words if not word.startswith("-")]
-        unknown = flags - _FLAGS.get(command, set())
+        unknown = {flag for flag in flags if flag.partition("=")[0] not in _FLAGS.get(command, ())}
         if unknown or len(names) > 1:
             raise UsageError(f"%fal {command}: cannot use {' '.join([*unknown, *names[1:]])}; see %fal help")
         return handler(names[0] if names else None, flags)
@@ -122,12 +125,23 @@ def _environments(name: str | None, _flags: set[str]) -> Table:
     return Table(["environment", "Python", "packages", "size", "last used"], rows)
 
 
-def _runs(name: str | None, _flags: set[str]) -> Table:
-    rows = [
-        [run["run_id"], run["state"], ago(run["submitted_at"]), run["label"]]
-        for run in _ask(name, "runs", limit=30)
-    ]
-    return Table(["run", "state", "submitted", "what"], rows)
+def _runs(name: str | None, _flags: set[str]) -> RunList:
+    from fal_notebook.attaching import runs
+
+    return runs(name, limit=30)
+
+
+def _prune(name: str | None, flags: set[str]) -> str:
+    from fal_notebook.attaching import prune
+
+    limits = {}
+    for flag in flags:
+        word, _, value = flag.partition("=")
+        try:
+            limits[word.removeprefix("--")] = float(value)
+        except ValueError:
+            raise UsageError(f"%fal prune {flag}: give a number, as in {word}=1") from None
+    return _Text(prune(name, **limits))
 
 
 def _attach(run_id: str | None, _flags: set[str]) -> Any:
@@ -198,10 +212,11 @@ COMMANDS: dict[str, Callable[[str | None, set[str]], Any]] = {
     "envs": _environments,
     "runs": _runs,
     "attach": _attach,
+    "prune": _prune,
     "apps": _apps,
     "key": _key,
     "stop": _stop,
     "doctor": _doctor,
     "help": _help,
 }
-_FLAGS = {"connect": {"--remember"}, "stop": {"--all"}}
+_FLAGS = {"connect": {"--remember"}, "stop": {"--all"}, "prune": {"--days", "--gb"}}

@@ -138,6 +138,36 @@ def test_runs_are_listed(agent_host: Any) -> None:
     assert info.label.endswith("listed")
     assert info.submitted_at == pytest.approx(before, abs=60)
     assert info.attach().result(timeout=30) == 1
+    assert info.result_bytes is not None
+    assert 0 < info.result_bytes < 1000
+    shown = fal.runs(agent_host, limit=1)
+    for text in (repr(shown), shown._repr_html_()):
+        assert all(word in text for word in (info.run_id, "done", "ago", agent_host.name, "listed"))
+
+
+def test_ended_runs_are_forgotten_with_their_results(agent_host: Any, public_folder: Path) -> None:
+    @fal.function(host=agent_host)
+    def large() -> bytes:
+        print("said")
+        return bytes(2_000_000)
+
+    run = large.submit()
+    run.result(timeout=60)
+    goes_on = printing(agent_host, public_folder / "go").submit()
+    until(lambda: [info for info in fal.runs(agent_host) if info.run_id == goes_on.run_id])
+    assert next(i for i in fal.runs(agent_host) if i.run_id == run.run_id).result_bytes >= 2_000_000
+
+    pruned = fal.prune(agent_host, days=0)
+
+    assert pruned.runs >= 1
+    assert pruned.bytes >= 2_000_000
+    assert "MB of output and results" in str(pruned) or "GB" in str(pruned)
+    assert [info.run_id for info in fal.runs(agent_host)] == [goes_on.run_id]
+    (public_folder / "go").touch()
+    assert goes_on.result(timeout=30) == {"answer": 42}
+    assert fal.prune(agent_host).runs == 0
+    with pytest.raises(exceptions.FalServerlessError, match="at least 0"):
+        fal.prune(agent_host, days=-1)
 
 
 def test_an_unknown_run_is_refused(agent_host: Any) -> None:

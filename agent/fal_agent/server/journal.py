@@ -56,10 +56,11 @@ _T = TypeVar("_T")
 
 
 class Dropped(NamedTuple):
-    """What `Journal.retain` forgot: how many runs, and the names of the blobs that only they needed."""
+    """What `Journal.retain` forgot: runs, names of the blobs that only they needed, and bytes of events."""
 
     runs: int
     blobs: list[str]
+    bytes: int = 0
 
 
 class Journal:
@@ -413,12 +414,18 @@ class Journal:
         Takes time in proportion to what goes; call it from a thread.
         """
         old = self._read(lambda file: file.ended(self._clock() - max_age_seconds)) or []
+        freed = sum(self._bytes_of(run_id) for run_id in old)
         blobs = [name for run_id in old for name in self._forget(run_id)]
         beyond = self._read(lambda file: file.oldest_beyond(max_bytes)) or []
+        freed += sum(self._bytes_of(run_id) for run_id in beyond)
         blobs += [name for run_id in beyond for name in self._forget(run_id)]
         while self._change(JournalFile.shrink):
             self._checkpoint_if_due()
-        return Dropped(len(old) + len(beyond), blobs)
+        return Dropped(len(old) + len(beyond), blobs, freed)
+
+    def _bytes_of(self, run_id: str) -> int:
+        record = self.run(run_id)
+        return 0 if record is None else record.bytes
 
     def _forget(self, run_id: str) -> list[str]:
         while self._change(lambda file: file.drop_events(run_id)):

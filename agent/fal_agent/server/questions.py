@@ -181,6 +181,18 @@ class Questions:
         used = {worker.key.environment for worker in self._pool.workers}
         return await asyncio.get_running_loop().run_in_executor(None, self._environments.prune, budget, used)
 
+    async def on_prune_runs(self, max_age_seconds: float, max_bytes: int) -> dict[str, int]:
+        """Forget ended runs: those that ended longer ago, then the oldest beyond `max_bytes`."""
+        self._catch_up()
+
+        def forget() -> dict[str, int]:
+            dropped = self._journal.retain(max_age_seconds=max_age_seconds, max_bytes=max_bytes)
+            sizes = [self._blobs.size(name) or 0 for name in dropped.blobs]
+            self._blobs.remove(dropped.blobs)
+            return {"runs": dropped.runs, "bytes": dropped.bytes + sum(sizes)}
+
+        return await asyncio.get_running_loop().run_in_executor(None, forget)
+
     async def on_sync(self, directory: str, manifest: str, force: bool = False) -> dict[str, Any]:
         """Go on making a folder below /data hold what a manifest says; see `fal_agent.mirror.folder`."""
         return await asyncio.get_running_loop().run_in_executor(
