@@ -82,6 +82,7 @@ __all__ = [
     "Submit",
     "Task",
     "Unwell",
+    "Want",
     "Welcome",
     "decode",
     "encode",
@@ -326,6 +327,21 @@ class Need:
     type: ClassVar[str] = "need"
     run_id: str
     names: list[str]  # of blobs, of the function (its digest) or of the template
+
+
+@dataclass(frozen=True)
+class Want:
+    """A build lacks what this host cannot download; answered by the question "supply"."""
+
+    type: ClassVar[str] = "want"
+    run_id: str  # that waits for it
+    request_id: str
+    python: str  # "X.Y" that the packages are for
+    layers: list[list[str]]  # requirement lines, as in `EnvironmentSpec`
+    wants_python: bool  # the interpreter is what is lacking
+    machine: str  # as `uname -m` says
+    libc: str  # "glibc 2.36", or "musl"
+    have: list[str] = field(default_factory=list)  # names of wheels that are there
 
 
 @dataclass(frozen=True)
@@ -730,7 +746,8 @@ class Begun:
 Event = Union[Stage, Log, Display, Clear, Progress, Prompt, Comm, Item, Serving, Result, Failure]
 Message = Union[
     Hello, Submit, Attach, BlobPart, Ack, Interrupt, Cancel, Kill, Reply, Seen, Ask, Ping, Welcome, Need,
-    Answer, Pong, Stage, Log, Display, Clear, Progress, Prompt, Comm, Item, Result, Failure, Ready, Execute,
+    Want, Answer, Pong, Stage, Log, Display, Clear, Progress, Prompt, Comm, Item, Result, Failure, Ready,
+    Execute,
     Serving, Activity, Unwell, Runners, Load, Sick,
     Lane, LaneClosed, Lend, Lent, Listening, Recall, Returned, Adopt, Moved, Begun,
 ]  # fmt: skip

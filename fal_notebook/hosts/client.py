@@ -47,6 +47,7 @@ from fal_agent.wire import (
     Ping,
     Result,
     Submit,
+    Want,
     Welcome,
 )  # fmt: skip
 from fal_notebook.hosts.base import ByteStream, EventSink, Parcel, Received
@@ -279,6 +280,10 @@ class AgentClient:
             return False
         return True
 
+    def tell(self, question: str, **arguments: Any) -> None:
+        """Ask the agent something and do not wait for the answer; nothing, once the connection is gone."""
+        self.send_if_open(Ask(uuid.uuid4().hex, question, arguments))
+
     def drop(self) -> None:
         """End a connection that was found broken; calls are brought back by the next one."""
         self._duplex.close()
@@ -472,6 +477,10 @@ class AgentClient:
             self._take_part(message, buffers)
         elif isinstance(message, Need):
             self._send_again(message)
+        elif isinstance(message, Want):
+            from fal_notebook.hosts.supplying import in_background
+
+            in_background(self, message)
         elif isinstance(message, Answer):
             box = self._answers.get(message.request_id)
             if box is not None:

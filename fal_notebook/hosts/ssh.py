@@ -1,7 +1,7 @@
 """A machine that answers to `ssh NAME`, prepared on first contact.
 
 Runs in the notebook. Over one connection it looks what the machine has, brings our sources (and uv
-where it is missing), starts the agent, and dials its Unix socket. Nothing listens on a port.
+and a Python where they are missing), starts the agent, and dials its Unix socket. Nothing listens on a port.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from fal_notebook import config
 from fal_notebook.hosts import steps
 from fal_notebook.hosts.agent_host import AgentHost, agent_answer, agent_options
 from fal_notebook.hosts.archive import source_archive
+from fal_notebook.hosts.bare import provide
 from fal_notebook.hosts.client import AgentClient
-from fal_notebook.hosts.uv_binary import uv_for
 
 if TYPE_CHECKING:
     from fal_notebook.config import HostSettings
@@ -40,7 +40,7 @@ if [ -z "{anew}" ] && [ -S "$run/agent.sock" ] && [ -r "$run/python" ]; then
 fi
 python=
 for candidate in {python} python3 python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 \
-    /usr/bin/python3 /usr/local/bin/python3 "$root"/python/bin/python3; do
+    /usr/bin/python3 /usr/local/bin/python3 "$root"/python/bin/python3 "$root"/pythons/*/bin/python3; do
   if "$candidate" -c 'import sys, sqlite3, fcntl; sys.exit(sys.version_info < (3, 9))' >/dev/null 2>&1; then
     python=$(command -v "$candidate"); break
   fi
@@ -134,19 +134,14 @@ class SSHHost(AgentHost):
             with suppress(ConnectionRefusedError):  # it was killed; then everything is looked at
                 return self._dial_agent(link, facts, archive.digest)
             facts = self._probe(link, settings, archive.digest, anew=True)
+        if not facts["python"] or not facts["uv"]:
+            steps.tell("bringing what the machine lacks")
+            provide(link, self.name, facts)
         root, python = facts["root"], facts["python"]
-        if not python:
-            raise HostUnreachableError(
-                f"{self.name!r} has no Python 3.9 or newer for the agent. Install python3 there, or name "
-                f'one: `python = "/path/to/python3"` under [hosts."{self.name}"] in {config.load().path}'
-            )
         code = f"{root}/code/{archive.digest}"
         if facts["code"] != "yes":
             steps.tell("bringing the agent")
             self._bring_code(link, python, code, archive.data)
-        if not facts["uv"]:
-            steps.tell("bringing uv")
-            link.upload(f"{root}/bin/uv", uv_for(self.name, facts["system"], facts["machine"]), mode=0o700)
         steps.tell("starting the agent")
         facts["socket"] = self._start_agent(link, facts, archive.digest, settings)
         return self._dial_agent(link, facts, archive.digest)

@@ -8,44 +8,36 @@ from __future__ import annotations
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fal_agent.errors import HostUnreachableError
 
+if TYPE_CHECKING:
+    from fal_notebook.hosts.platforms import Platform
+
 __all__ = ["can_bring", "uv_for"]
 
-_PLATFORMS = {
-    ("Linux", "x86_64"): "x86_64-unknown-linux-musl",
-    ("Linux", "aarch64"): "aarch64-unknown-linux-musl",
-    ("Linux", "arm64"): "aarch64-unknown-linux-musl",
-}
 _TIMEOUT = 300.0  # seconds
 
 
 def can_bring(system: str, machine: str) -> bool:
     """Whether there is a static uv for a platform, named as `uname -s` and `uname -m` do."""
-    return (system, machine) in _PLATFORMS
+    return system == "Linux" and machine in ("x86_64", "aarch64", "arm64")
 
 
-def uv_for(host_name: str, system: str, machine: str) -> bytes:
+def uv_for(host_name: str, target: Platform) -> bytes:
     """Give the program's bytes.
 
     Args:
         host_name: for messages.
-        system: as `uname -s` says.
-        machine: as `uname -m` says.
+        target: the host's platform.
 
     Raises:
-        HostUnreachableError: there is no build for that platform, or it cannot be fetched.
+        HostUnreachableError: it cannot be fetched.
     """
     import uv
 
-    platform = _PLATFORMS.get((system, machine))
-    if platform is None:
-        supported = ", ".join(f"{name} {kind}" for name, kind in _PLATFORMS)
-        raise HostUnreachableError(
-            f"{host_name!r} is {system} {machine} and has no uv; fal_notebook can bring it to {supported}. "
-            "Install uv there"
-        )
+    platform = target.uv_target
     version = subprocess.run(
         [uv.find_uv_bin(), "--version"], capture_output=True, text=True, timeout=_TIMEOUT, check=True
     ).stdout.split()[1]

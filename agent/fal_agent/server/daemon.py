@@ -231,6 +231,7 @@ class _Agent:
             journal=self._journal,
             pool=self._pool,
             apps=lambda: self._service.apps,
+            supplies=lambda: self._service.supplies,
             catch_up=lambda: self._service.lanes.take_all(),  # noqa: PLW0108 - made later
             data=DataFolder(self._root / "data", self._blobs),
             blobs=self._blobs,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fal_agent.server.journal import Journal, RunRecord
     from fal_agent.server.pool import Pool
     from fal_agent.server.rpc import Connection
+    from fal_agent.server.supplies import Supplies
 
 __all__ = ["Questions"]
 
@@ -42,6 +43,7 @@ class Questions:
     Args:
         environments, journal, pool, data: where the answers are.
         apps: gives the apps of this agent.
+        supplies: gives what notebooks are asked to bring.
         catch_up: lets the journal know of what happened in lanes.
         blobs: keeps large results.
         is_watching: whether a notebook, by its id, is connected and well.
@@ -58,12 +60,13 @@ class Questions:
         blobs: BlobStore,
         is_watching: Callable[[str], bool],
         apps: Callable[[], Apps],
+        supplies: Callable[[], Supplies],
         catch_up: Callable[[], None],
         shut_down: Callable[[], None],
     ) -> None:
         self._environments, self._journal, self._pool = environments, journal, pool
         self._data, self._apps, self._catch_up, self._shut_down = data, apps, catch_up, shut_down
-        self._blobs, self._is_watching = blobs, is_watching
+        self._blobs, self._is_watching, self._supplies = blobs, is_watching, supplies
         self._started_at = time.time()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -164,6 +167,19 @@ class Questions:
             "auth": app.spec.auth,
             "may_repeat_refused": app.may_repeat_refused,
         }
+
+    async def on_missing(self, blobs: list[str]) -> list[str]:
+        """Which of these blobs are not here."""
+        return self._supplies().missing(blobs)
+
+    async def on_supplying(self, request: str, text: str) -> None:
+        """A notebook says how far it has come with what a build lacks."""
+        self._supplies().note(request, text)
+
+    async def on_supply(self, request: str, files: list[list[Any]], error: str = "") -> None:
+        """A notebook has brought what a build lacks, or cannot."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self._supplies().take, request, files, error)
 
     async def on_app_stop(self, name: str, kill: bool = False) -> str:
         """End an app, or kill it; gives the id of its run, whose last event says that it has ended."""

@@ -22,6 +22,7 @@ from fal_agent.server.functions import FunctionStore, extract
 from fal_agent.server.lanes import Lanes
 from fal_agent.server.prepared import Preparation, Prepared
 from fal_agent.server.runs import FINISHED, Run
+from fal_agent.server.supplies import Supplies
 from fal_agent.wire import (
     Ack,
     Ask,
@@ -100,6 +101,7 @@ class Service:
         self.lanes = Lanes(
             socket_folder, journal, adopt=self._adopt, submit=self._submit, returned=pool.worker_ready
         )
+        self.supplies = Supplies(root, blobs)
         self.apps = Apps(socket_folder, pool=pool, functions=functions)
         self._builders = ThreadPoolExecutor(_BUILDERS, thread_name_prefix="fal-build")
         self._leases: dict[str, asyncio.TimerHandle] = {}
@@ -346,6 +348,7 @@ class Service:
                 stage=_on_loop(loop, preparation.stage),
                 log=_on_loop(loop, preparation.log),
                 cancelled=preparation.cancelled,
+                supply=self.supplies.asker(preparation, loop),
             )
         self._environments.touch(environment)
         if not call.files:

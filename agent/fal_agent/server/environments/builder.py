@@ -255,7 +255,11 @@ class Builder:
     def _python(self) -> Interpreter:
         if self._interpreter is None:
             self._interpreter = find_interpreter(
-                self._job.python, uv=self._uv, stage=self._job.stage, supervision=self._supervision()
+                self._job.python,
+                brought=self._folders.root / "pythons",
+                uv=self._uv,
+                stage=self._job.stage,
+                supervision=self._supervision(),
             )
         return self._interpreter
 

@@ -13,6 +13,7 @@ import os
 import re
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -31,6 +32,7 @@ from fal_agent.server.environments.disk import files_of, remove_folder
 from fal_agent.server.environments.explain import explained, is_no_room, no_room
 from fal_agent.server.environments.locking import held, held_now
 from fal_agent.server.environments.locks import layers_of, read_lock, spec_key
+from fal_agent.server.environments.unreachable import Lacking, UnreachableError, UnreachablePythonError
 from fal_agent.server.environments.uv import UvError
 
 if TYPE_CHECKING:
@@ -45,6 +47,9 @@ __all__ = ["Environment", "EnvironmentCache"]
 _log = logging.getLogger(__name__)
 _VERSION = re.compile(r"[0-9]\.[0-9]{1,2}")
 _KEPT_FAILURES = 64
+_SUPPLIES = 2  # a Python first, then packages
+CUT_OFF = "wheels/.cut-off"  # below the root; was touched when no package index could be reached
+_CUT_OFF_SECONDS = 3600.0  # after which the index is tried again
 _OURS = re.compile(r"[0-9a-f]{16}")  # names of environments
 
 
@@ -86,6 +91,7 @@ class EnvironmentCache:
         stage: Callable[[str, str], None],
         log: Callable[[str], None],
         cancelled: threading.Event,
+        supply: Optional[Callable[[Lacking, EnvironmentBuildError], None]] = None,
     ) -> Environment:
         """Give the environment of a spec, building it if need be.
 
@@ -94,6 +100,8 @@ class EnvironmentCache:
             stage: gets the phase ("resolve", "build") and a text for people.
             log: gets uv's own lines as they come.
             cancelled: ends the build, or the waiting for somebody else's.
+            supply: called with what can neither be found nor downloaded, and with the error that says so;
+                it has it brought, or raises.
 
         Raises:
             RequirementError: a line of the spec is not a requirement.
@@ -117,15 +125,17 @@ class EnvironmentCache:
                 if found is not None:
                     return found
                 job = Job(spec.python, layers, spec.compile_bytecode, force, stage, log, cancelled)
-                return self._build(job, key)
+                return self._build(job, key, supply)
         except OSError as error:
             if is_no_room(error):
                 raise no_room([self.root, Path(tempfile.gettempdir())], str(error)) from error
             raise
 
-    def _build(self, job: Job, key: str) -> Environment:
+    def _build(
+        self, job: Job, key: str, supply: Optional[Callable[[Lacking, EnvironmentBuildError], None]]
+    ) -> Environment:
         try:
-            return Builder(self._folders, self._get_uv(), job).build()
+            return self._build_somehow(job, supply)
         except UvError as error:
             failure: FalServerlessError = explained(
                 error, doing="make the environment", layers=job.layers, folders=[self.root]
@@ -136,6 +146,33 @@ class EnvironmentCache:
             self._failures.pop(next(iter(self._failures)), None)
         self._failures[key] = (time.monotonic(), failure)
         raise failure
+
+    def _build_somehow(
+        self, job: Job, supply: Optional[Callable[[Lacking, EnvironmentBuildError], None]]
+    ) -> Environment:
+        """Build from the package index, and where none can be reached from what notebooks bring."""
+        uv, wheels = self._get_uv(), self.root / "wheels"
+        if supply is None:
+            return Builder(self._folders, uv, job).build()
+        is_cut_off = _age(self.root / CUT_OFF) < _CUT_OFF_SECONDS
+        for count in range(_SUPPLIES):
+            try:
+                if not is_cut_off:
+                    return Builder(self._folders, uv, job).build()
+                # A first failure says only that something lacks.
+                quiet = job if count else replace(job, log=_unheard)
+                return Builder(self._folders, uv.with_wheels(wheels), quiet).build()
+            except (EnvironmentBuildError, UvError) as error:
+                if not is_cut_off and not isinstance(error, UnreachableError):
+                    raise
+                failed = _lacks_something(error) if is_cut_off else _as_error(error)
+            wheels.mkdir(mode=0o700, exist_ok=True)
+            if not is_cut_off:
+                (self.root / CUT_OFF).touch()
+            is_cut_off = True
+            wants_python = isinstance(failed, UnreachablePythonError)
+            supply(Lacking(job.python, job.layers, wants_python), failed)
+        return Builder(self._folders, uv.with_wheels(wheels), job).build()
 
     def _raise_failure(self, key: str, asked: float) -> None:
         """Whoever waited for a build that failed gets its failure, not one more try each."""
@@ -278,6 +315,30 @@ class EnvironmentCache:
                     remove_folder(self._folders.environment(name))
         for path in self._folders.environments.glob(".removing-*"):
             remove_folder(path)
+
+
+def _age(path: Path) -> float:
+    """Seconds since a file was touched; for ever if it is not there."""
+    try:
+        return max(0.0, time.time() - path.stat().st_mtime)
+    except FileNotFoundError:
+        return float("inf")
+
+
+def _unheard(_line: str) -> None:
+    """Take what uv says to nobody."""
+
+
+def _lacks_something(error: Exception) -> EnvironmentBuildError:
+    """What to say of a build from what notebooks brought: uv's words are about wheels nobody asked for."""
+    if isinstance(error, UnreachablePythonError):
+        return error
+    text = "no package index can be reached from this host, and what notebooks brought before is not enough"
+    return EnvironmentBuildError(text, str(error))
+
+
+def _as_error(error: Exception) -> EnvironmentBuildError:
+    return error if isinstance(error, EnvironmentBuildError) else EnvironmentBuildError(str(error), "")
 
 
 def _check(spec: EnvironmentSpec) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Union
 from fal_agent.errors import EnvironmentBuildError, RequirementError
 from fal_agent.requirements import distribution_name, masked
 from fal_agent.server.environments.disk import rooms
+from fal_agent.server.environments.unreachable import UnreachableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -94,7 +95,8 @@ def explained(
             "from it. Check the host's network, or give uv a proxy or another index in the host's "
             "~/.config/uv/uv.toml."
         )
-    elif _OLD.search(words):
+        return UnreachableError(f"uv could not {doing}:{_quoted(words)}{about}", log)
+    if _OLD.search(words):
         about += "\nThe uv on this host is too old: update it there with `uv self update`."
     return EnvironmentBuildError(f"uv could not {doing}:{_quoted(words)}{about}", log)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 from fal_agent.errors import EnvironmentBuildError
+from fal_agent.server.environments.unreachable import UnreachablePythonError
 from fal_agent.server.environments.uv import Uv, UvError
 
 if TYPE_CHECKING:
@@ -38,14 +39,16 @@ class Interpreter:
 
 
 def find_interpreter(
-    wanted: str, *, uv: Uv, stage: Callable[[str, str], None], supervision: Supervision
+    wanted: str, *, brought: Path, uv: Uv, stage: Callable[[str, str], None], supervision: Supervision
 ) -> Interpreter:
     """Find an interpreter of a minor version, or let uv download one.
 
-    First comes the one named by $FAL_NOTEBOOK_PYTHON, then the agent's own, then what uv knows.
+    First comes the one named by $FAL_NOTEBOOK_PYTHON, then the agent's own, then those that notebooks
+    brought, then what uv knows.
 
     Args:
         wanted: "X.Y".
+        brought: the folder of those that notebooks brought.
         uv: looks for interpreters.
         stage: is told of a download.
         supervision: who listens to uv and who may end it.
@@ -54,7 +57,7 @@ def find_interpreter(
         EnvironmentBuildError: there is none and none could be downloaded.
         CallCancelledError: it was cancelled.
     """
-    for path in _preferred():
+    for path in (*_preferred(), *sorted(brought.glob(f"*/bin/python{wanted}"))):
         version = _version_of(path)
         if version is not None and _is(version, wanted):
             return Interpreter(path, version)
@@ -126,7 +129,7 @@ def _download(wanted: str, uv: Uv, supervision: Supervision) -> Path:
         here = ", ".join(uv.python_list(supervision=supervision))
     except UvError as error:
         here = f"uv cannot list it: {error.words}"
-    raise EnvironmentBuildError(
+    raise UnreachablePythonError(
         f"there is no Python {wanted} on this host and it could not be downloaded.\n"
         f"Python that is there: {here or 'none'}.\n"
         f"Install Python {wanted} there (for instance `uv python install {wanted}`), or use a notebook "

@@ -68,6 +68,7 @@ class Uv:
 
     def __init__(self, program: Path, cache_dir: Optional[Path] = None) -> None:
         self.program, self.cache_dir = program, cache_dir
+        self._wheels: Optional[Path] = None
         self._system_certificates = False
         self._default_cache: Optional[Path] = None
 
@@ -86,6 +87,12 @@ class Uv:
             f"{root / 'bin'}. Install it there (`pip install --user uv`, or see "
             "https://docs.astral.sh/uv/), or set UV to its path"
         )
+
+    def with_wheels(self, folder: Path) -> Uv:
+        """Give the same program, for which the wheels in a folder are all that there is."""
+        other = Uv(self.program, self.cache_dir)
+        other._wheels = folder
+        return other
 
     # ------------------------------------------------------------ what it does
 
@@ -120,6 +127,7 @@ class Uv:
             arguments += ["--output-file", str(preferences)]
         arguments += [] if isolated else ["--no-build-isolation"]
         arguments += ["--refresh"] if refresh else []
+        arguments += self._index_options
         done = self._run(arguments, supervision, stdin="\n".join(lines) + "\n", timeout=_RESOLVE)
         return [line.strip() for line in done.output.splitlines() if re.match(r"[A-Za-z0-9]", line)]
 
@@ -167,6 +175,7 @@ class Uv:
             arguments += [option] if chosen else []
         for name in refresh:
             arguments += ["--refresh-package", name]
+        arguments += self._index_options
         heard = _without(_RESOLVED, supervision)
         self._run(arguments, heard, stdin="\n".join(pins) + "\n", timeout=_INSTALL)
 
@@ -238,6 +247,10 @@ class Uv:
         cache = existing(self.cache_folder())
         return cache.stat().st_dev == existing(folder).stat().st_dev and os.access(cache, os.W_OK)
 
+    @property
+    def _index_options(self) -> list[str]:
+        return [] if self._wheels is None else ["--no-index"]
+
     # ------------------------------------------------------------ running it
 
     def _run(
@@ -292,6 +305,8 @@ class Uv:
             variables["PATH"] = path
         if self.cache_dir is not None:
             variables["UV_CACHE_DIR"] = str(self.cache_dir)
+        if self._wheels is not None:
+            variables.update(UV_FIND_LINKS=str(self._wheels), UV_PYTHON_DOWNLOADS="never")
         if self._system_certificates:
             variables.update(UV_SYSTEM_CERTS="1", UV_NATIVE_TLS="1")
         return variables
