@@ -121,6 +121,12 @@ def test_a_folder_that_cannot_be_made_is_found(monkeypatch: pytest.MonkeyPatch, 
         ({"python": "/usr/bin/python3", "version": "3.11.2"}, True, "3.11.2 at /usr/bin/python3"),
         ({"python": "", "old": "Python 3.6.8"}, False, "(there is Python 3.6.8)"),
         ({"python": "", "old": "sh: python3: not found"}, False, "no Python 3.9 or newer with sqlite3"),
+        (
+            {"python": "", "system": "Linux aarch64"},
+            True,
+            "will be downloaded or brought along (Linux aarch64)",
+        ),
+        ({"python": "", "system": "Linux riscv64"}, False, "no Python 3.9 or newer with sqlite3"),
     ],
 )
 def test_a_python_is_needed(facts: dict[str, str], ok: bool, words: str) -> None:

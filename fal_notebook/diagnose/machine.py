@@ -236,12 +236,19 @@ def _disk(facts: dict[str, str], ssh_command: str) -> Check:
 
 
 def _python(name: str, facts: dict[str, str]) -> Check:
+    from fal_notebook.hosts import uv_binary
+
     if facts.get("python"):
         return Check("Python", True, f"{facts.get('version')} at {facts['python']} for the agent")
     old = facts.get("old", "")
     detail = "no Python 3.9 or newer with sqlite3" + (
         f" (there is {old})" if old.startswith("Python") else ""
     )
+    system, _, machine = facts.get("system", "").partition(" ")
+    if uv_binary.can_bring(system, machine):
+        return Check(
+            "Python", True, f"{detail}; one will be downloaded or brought along ({system} {machine})"
+        )
     fix = f'install python3, or name one: python = "/path/to/python3" under [hosts."{name}"] in hosts.toml'
     return Check("Python", False, detail, fix)
 
