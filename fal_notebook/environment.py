@@ -25,6 +25,7 @@ __all__ = [
     "Pep723",
     "check_python",
     "environment_spec",
+    "is_requirement",
     "pep723_block",
     "pydantic_version",
     "read_requirements_file",
@@ -114,17 +115,28 @@ def check_python(python_version: str | None) -> str:
     return own
 
 
+def is_requirement(line: str) -> bool:
+    """Whether a line is one requirement; what people write for pip may be an option or a comment too."""
+    try:
+        _check(line)
+    except RequirementError:
+        return False
+    return True
+
+
 def worker_needs() -> tuple[str, ...]:
     """What our own side of a worker needs besides the user's requirements.
 
-    In a notebook that is IPython too, so that cells and functions with the same requirements share an
-    environment, and with it workers and the models cached there; in a kernel that has ipywidgets, this too.
+    In a notebook that is IPython too, of the notebook's generation, since what it shows differs between
+    them; in a kernel that has ipywidgets, this too. Functions have them as well: cells and functions with the
+    same requirements share an environment, and with it workers and the models cached there.
     """
     shell = _shell()
     if shell is None:
         return ()
     is_kernel = getattr(shell, "kernel", None) is not None
-    return ("ipython", "matplotlib-inline", *(_widgets() if is_kernel else ()))
+    ipython = f"ipython=={sys.modules['IPython'].version_info[0]}.*"
+    return (ipython, "matplotlib-inline", *(_widgets() if is_kernel else ()))
 
 
 @functools.cache

@@ -115,7 +115,7 @@ class SessionNames:
         deleted = [name for name, known in self._known.items() if known.is_here and name not in namespace]
         request = Request({
             "names": {}, "held": {}, "aliases": {}, "deleted": deleted, "binds": sorted(cell.assured),
-            "may_bind": sorted(cell.binds), "returns": returns, "wanted": [],
+            "may_bind": sorted(cell.binds), "returns": returns, "wanted": [], "installed": [],
         })  # fmt: skip
         request.unsure = {name: d for name, d in self._unsure.items() if _digest_in(namespace, name) == d}
         request.content["wanted"] = sorted(request.unsure)

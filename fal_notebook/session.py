@@ -16,6 +16,7 @@ import sys
 import types
 import uuid
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fal_agent import pickling
@@ -26,6 +27,7 @@ from fal_notebook import config, display
 from fal_notebook.cells import CellNames, analyse
 from fal_notebook.environment import (
     environment_spec,
+    is_requirement,
     pep723_block,
     pydantic_version,
     read_requirements_file,
@@ -64,7 +66,7 @@ _REFUSALS = (EnvironmentBuildError, RequirementError, ResourceError)  # the cell
 _REFUSAL_KINDS = ("environment", "requirement", "resources")
 _NOTHING: dict[str, Any] = {  # a request in which no name goes along or comes back
     "names": {}, "held": {}, "aliases": {}, "deleted": [], "binds": [], "may_bind": [],
-    "returns": False, "wanted": [],
+    "returns": False, "wanted": [], "installed": [],
 }  # fmt: skip
 
 _kernel = f"kernel-{uuid.uuid4().hex[:12]}"  # the name of sessions that were given none: of this kernel alone
@@ -141,8 +143,9 @@ class _Cell:
             "parent": display.message_id(),
         }
         lines = [line.strip() for line in code.splitlines() if line.strip()]
-        telling = (line for line in lines if not line.startswith(_TELLS_NOTHING))
-        self.label = next(telling, lines[0] if lines else "")[:_LABEL_LENGTH]
+        telling = [line for line in lines if not line.startswith(_TELLS_NOTHING)]
+        code_lines = [line for line in lines if not line.startswith(("#", "%%"))]
+        self.label = next(iter([*telling, *code_lines, *lines]), "")[:_LABEL_LENGTH]
         self.names = _names_in(shell, code, filename, first_line)
 
     def imports(self) -> set[str]:
@@ -163,8 +166,9 @@ class _Session:
         self._requirements: list[str] = []
         self._settings: FunctionOptions = make_options()
         self._is_fresh = False
+        self._installed: list[str] = []  # by cells, beside the environment
         self._names = self._make_names()
-        self._before: tuple[list[str], FunctionOptions, SessionNames] | None = None
+        self._before: tuple[list[str], FunctionOptions, SessionNames, list[str]] | None = None
 
     def _make_names(self) -> SessionNames:
         return SessionNames(self.host.name, self.name, self._fetch)
@@ -175,6 +179,8 @@ class _Session:
         """Take up what a cell's line asks for; the session starts anew if that changes its needs."""
         asked = _requirements(options, cell)
         requirements = asked if options.fresh else _merged(self._requirements, asked)
+        if not options.fresh and requirements != self._requirements:
+            requirements = _merged(self._requirements_and_installed(), asked)
         old = make_options() if options.fresh else self._settings
         settings = _checked(
             requirements=requirements or None,
@@ -194,14 +200,26 @@ class _Session:
             added = [line for line in requirements if line not in self._requirements]
             why = f"it now has {', '.join(added)}" if added else "its needs have changed"
             sys.stderr.write(f"The session on {self.host.name} starts anew: {why}.\n")
-        self._before = self._requirements, self._settings, self._names
+        self._before = self._requirements, self._settings, self._names, self._installed
         self._is_fresh = options.fresh or self._names.is_used
         self._requirements, self._settings, self._names = requirements, settings, self._make_names()
+        self._installed = []
+
+    def take_up_installed(self) -> None:
+        """The session's process was another: what cells had installed there becomes part of what it needs."""
+        added = [line for line in self._requirements_and_installed() if line not in self._requirements]
+        sys.stderr.write(f"The session on {self.host.name} starts anew with {', '.join(added)}.\n")
+        self._requirements += added
+        self._settings = replace(self._settings, requirements=self._requirements)
+        self._installed, self._names = [], self._make_names()
+
+    def _requirements_and_installed(self) -> list[str]:
+        return _merged(self._requirements, filter(is_requirement, self._installed))
 
     def _go_back(self) -> None:
         """What was asked for last cannot be had: the session goes on as it was."""
         if self._before is not None:
-            self._requirements, self._settings, self._names = self._before
+            self._requirements, self._settings, self._names, self._installed = self._before
             self._before = None
 
     def call(
@@ -238,7 +256,7 @@ class _Session:
         """Run a cell and wait for it."""
         __tracebackhide__ = True
         for _ in range(_TRIES):
-            sending = _Sending(self, self._names, cell, options)
+            sending = _Sending(self, self._names, cell, options, self._installed)
             run = sending.start()
             if options.output is not None:
                 cell.namespace[options.output] = run
@@ -256,7 +274,10 @@ class _Session:
                 raise
             run.seen()
             self._before = None
-            if not sending.stale:
+            if sending.lacks:
+                self.take_up_installed()
+            elif not sending.stale:
+                self._installed = sending.installed
                 return
         raise FalServerlessError(
             f"session {self.name!r} on {self.host.name!r} ended {_TRIES} times while this cell was sent "
@@ -328,12 +349,21 @@ class _Sending:
 
     Attributes:
         stale: names that the session did not hold as was thought, so that the cell did not run.
+        lacks: requirement lines that were not installed as was thought, likewise.
+        installed: those that cells have installed beside the environment.
     """
 
     def __init__(
-        self, session: _Session, names: SessionNames, cell: _Cell, options: argparse.Namespace
+        self,
+        session: _Session,
+        names: SessionNames,
+        cell: _Cell,
+        options: argparse.Namespace,
+        installed: Sequence[str] = (),
     ) -> None:
         self.stale: list[str] = []
+        self.lacks: list[str] = []
+        self.installed = list(installed)
         self._session, self._names, self._cell, self._options = session, names, cell, options
         with silence():
             self._request = names.request(
@@ -355,6 +385,7 @@ class _Sending:
                 return Run.attached(
                     host, earlier.run_id, label=self._cell.label, decode=self.decode, on_event=on_event
                 )
+        self._request.content["installed"] = self.installed
         call = self._session.call(self._cell.label, timeout=self._options.timeout, key=key, inputs=inputs)
         self._session.widgets.belong_to(call)
         parcel = _parcel(call, self._request, self._cell.place)
@@ -363,7 +394,9 @@ class _Sending:
     def decode(self, received: Received) -> dict[str, Any]:
         """Take what came back; give the names that the notebook has got."""
         reply, buffers = _decode(received)
-        self.stale = reply["stale"]
+        self.stale, self.lacks, self.installed = reply["stale"], reply["lacks"], reply["installed"]
+        if self.lacks:
+            return {}
         if not self.stale:
             with silence():
                 came = self._names.apply(reply, buffers, self._request, self._cell.namespace)

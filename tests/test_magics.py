@@ -48,6 +48,7 @@ def test_every_option_of_the_cell_is_read() -> None:
         "--secret HF_TOKEN --secret OTHER"
     )
     assert vars(options) == {
+        "help": False,
         "host": "box", "require": ["numpy", "torch>=2"], "requirements_file": "r.txt", "python": "3.11",
         "machine_type": "GPU", "gpu": 2, "timeout": 1.5, "session": "s", "fresh": True, "again": True,
         "no_return": True,

@@ -10,9 +10,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["load", "unload"]
+__all__ = ["give_a_body", "load", "unload"]
 
 _undo: dict[Any, Callable[[], None]] = {}  # shell -> what takes our way of showing errors away again
+
+
+def give_a_body(lines: list[str]) -> list[str]:
+    """Let a `%%fal` line stand alone, on an empty cell: IPython wants something below a cell magic."""
+    is_alone = lines[:1] and lines[0].split()[:1] == ["%%fal"] and not "".join(lines[1:]).strip()
+    return [lines[0].rstrip("\n") + "\n", "\n"] if is_alone and not lines[0].rstrip().endswith("?") else lines
 
 
 def load(shell: Any) -> None:
@@ -25,6 +31,8 @@ def load(shell: Any) -> None:
     shell.register_magics(CellMagics)
     shell.register_magics(LineMagics)
     add_completions(shell)
+    if give_a_body not in shell.input_transformers_cleanup:
+        shell.input_transformers_cleanup.append(give_a_body)
     if shell not in _undo:
         _undo[shell] = show_errors_of(shell)
 
@@ -33,5 +41,7 @@ def unload(shell: Any) -> None:
     """Take them away again."""
     for kind in ("cell", "line"):
         shell.magics_manager.magics[kind].pop("fal", None)
+    if give_a_body in shell.input_transformers_cleanup:
+        shell.input_transformers_cleanup.remove(give_a_body)
     if shell in _undo:
         _undo.pop(shell)()

@@ -38,6 +38,7 @@ def cell_parser() -> argparse.ArgumentParser:
         ),
     )
     add = parser.add_argument
+    add("-h", "--help", action="store_true", help="show this, and run nothing")
     add("--host", metavar="NAME", help="a host; default: the current one (%%fal connect NAME)")
     add("-r", "--require", action="append", default=[], metavar="LINE",
         help="a requirement (PEP 508), repeatable; `-r auto` takes them from the cell's imports")  # fmt: skip

@@ -47,7 +47,7 @@ class Notebook:
         message: dict[str, Any] = {
             "code": code, "filename": "<cell 1>", "first_line": 1, "source": code, "names": names, "held": {},
             "aliases": {}, "deleted": [], "binds": [], "may_bind": [], "returns": True, "wanted": [],
-            "limit": 1 << 20, "number": 1,
+            "installed": [], "limit": 1 << 20, "number": 1,
         }  # fmt: skip
         call = self._call()
         token = CURRENT_CALL.set(call)

@@ -7,17 +7,20 @@ with it; the reaper ends them all should the agent be killed.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import signal
 import socket
 import subprocess
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional, cast
 
-from fal_agent.errors import ProtocolError
+from fal_agent.errors import EnvironmentBuildError, ProtocolError
 from fal_agent.framing import Buffer, FrameDecoder
+from fal_agent.server.environments.uv import Uv
 from fal_agent.server.reaper import Reaper, end_worker
 from fal_agent.wire import Message, decode, encode
 
@@ -190,10 +193,18 @@ def worker_variables(
         FAL_NOTEBOOK_WORKER=worker_id,
         FAL_PERSISTENT_DIR=str(root / "data"),
     )
+    with suppress(EnvironmentBuildError):  # there is none yet: cells that install something say so
+        variables["UV"] = _find_uv(root)
     if devices is not None:
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(str(device) for device in devices)
         variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the numbers are those of nvidia-smi
     return variables
+
+
+@functools.cache
+def _find_uv(root: Path) -> str:
+    """Where uv is, for cells that install something."""
+    return str(Uv.find(root).program)
 
 
 def describe_exit(status: Optional[int]) -> str:

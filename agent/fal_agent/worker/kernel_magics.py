@@ -7,11 +7,11 @@ there: a session has none.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from IPython.core import page
 from IPython.core.error import UsageError
-from IPython.core.magic import Magics, line_magic, magics_class
+from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 from IPython.utils import openpy
 
 __all__ = ["KernelMagics"]
@@ -49,3 +49,11 @@ class KernelMagics(Magics):  # type: ignore[misc] # IPython has no types
         raise UsageError("a session on a host opens no editor; `%load FILE` puts a file's text into the cell")
 
     ed = line_magic("ed")(edit)
+
+    @line_cell_magic  # type: ignore[untyped-decorator]
+    def fal(self, line: str, cell: Optional[str] = None) -> Any:  # noqa: ARG002 - a magic's signature
+        """Say that hosts are chosen from the notebook."""
+        raise UsageError(
+            "this cell runs on a host already, and %fal is the notebook's: put %%fal only on the first line "
+            "of a cell, and %fal into a cell of its own, without %%fal"
+        )

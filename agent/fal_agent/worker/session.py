@@ -21,10 +21,13 @@ A cell's request is a dict:
     returns     bool    bring back what the cell binds
     wanted      list    names whose values are to come back in any case
     limit       int     bytes; a larger value stays, and is described
+    installed   list    requirement lines that cells of the session have installed, for all the notebook knows
 
 Its reply is a dict, with the pickles of values in a list of buffers beside it:
 
     stale       list    names of `held` and `aliases` that are not so; the cell did not run then
+    lacks       list    lines of `installed` that are not installed here; the cell did not run then
+    installed   list    lines that are, after the cell
     names       dict    name -> [start, stop], slices of the list of buffers
     types       dict    name -> type of each name that comes back, for when it cannot be opened there
     handles     dict    name -> what `describe_value` says, of each that stays
@@ -50,6 +53,7 @@ from fal_agent.errors import FalServerlessError
 from fal_agent.failures import OpeningError
 from fal_agent.silence import silence
 from fal_agent.worker import comms
+from fal_agent.worker.overlay import installed_lines
 from fal_agent.worker.previews import describe_value, from_device, is_larger, type_name
 
 if TYPE_CHECKING:
@@ -120,6 +124,8 @@ class _Reply:
     """What goes back to the notebook."""
 
     stale: list[str] = field(default_factory=list)
+    lacks: list[str] = field(default_factory=list)
+    installed: list[str] = field(default_factory=list)
     names: dict[str, list[int]] = field(default_factory=dict)
     types: dict[str, str] = field(default_factory=dict)
     handles: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -145,13 +151,16 @@ class _Session:
         """Run a cell; see `Sessions.run`."""
         reply = _Reply()
         reply.stale = self._untrue(request)
-        if reply.stale:
+        reply.installed = installed_lines()
+        reply.lacks = [line for line in request["installed"] if line not in reply.installed]
+        if reply.stale or reply.lacks:
             return vars(reply), []
         self._shell.become_current()
         _begin(call, request)
         with silence():
             arrived = self._take(request, parts)
         bound = self._execute(request, call, reply) if request["code"].strip() else set()
+        reply.installed = installed_lines()
         wanted = dict.fromkeys([*request["wanted"], *(sorted(bound) if request["returns"] else ())])
         insists = not request["code"].strip()
         with silence():

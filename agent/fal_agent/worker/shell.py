@@ -33,6 +33,7 @@ from fal_agent.worker.context import CURRENT_CALL
 from fal_agent.worker.debugging import clear_frames, use_interruptible_pdb
 from fal_agent.worker.kernel_magics import KernelMagics
 from fal_agent.worker.marks import bear_marks
+from fal_agent.worker.overlay import make_overlay, take_up
 
 if TYPE_CHECKING:
     import ast
@@ -51,6 +52,7 @@ _INLINE = "module://matplotlib_inline.backend_inline"
 
 def make_shell() -> SessionShell:
     """Make the shell of a new session, with a namespace of its own that is called `__main__`."""
+    make_overlay()
     config = Config()
     config.HistoryManager.hist_file = ":memory:"  # the notebook keeps the history
     module = types.ModuleType("__main__", "Automatically created module for IPython interactive environment")
@@ -347,6 +349,11 @@ class SessionShell(InteractiveShell):  # type: ignore[misc]
     def ask_exit(self) -> None:
         """Say how a session ends, where a terminal's shell would end."""
         print("The session goes on; %fal stop ends it.", file=sys.stderr)  # noqa: T201 - IPython's way to the user
+
+    def system(self, cmd: str) -> None:
+        """Run a command of the shell; what it installed can be imported."""
+        super().system(cmd)
+        take_up()
 
     def set_next_input(self, s: str, replace: bool = False) -> None:
         """Put text into the notebook's next cell, or in place of this one, as `%load` does."""

@@ -179,6 +179,14 @@ class Uv:
         heard = _without(_RESOLVED, supervision)
         self._run(arguments, heard, stdin="\n".join(pins) + "\n", timeout=_INSTALL)
 
+    def pip(self, arguments: Sequence[str], *, supervision: Supervision) -> Completed:
+        """Run `uv pip` for a person who asked for it in a cell.
+
+        Raises:
+            UvError: it failed.
+        """
+        return self._run(["pip", *arguments], supervision, timeout=_INSTALL)
+
     def python_find(self, version: str, *, supervision: Supervision) -> Optional[Path]:
         """Find an interpreter of a minor version on this host; None if there is none.
 
