@@ -18,6 +18,7 @@ PACKAGES = [Path(package.__file__ or "").parent for package in (fal_notebook, fa
 SOURCES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
 
 NEED_PACKAGES = {
+    "worker/kernel_magics.py",
     "worker/shell.py",
     "runtime/toolkit/file.py",
     "runtime/toolkit/image.py",

@@ -151,18 +151,16 @@ class _Pip:
             if line not in ours:
                 _say(f"{line} is not of this session alone: its environment is shared, and stays as it is")
 
-    def list(self, arguments: list[str]) -> None:
+    def table(self, _arguments: list[str]) -> None:
         """List what can be imported, as a table."""
-        del arguments
         found = {**self._installed(sys.path), **self._installed()}
         width = max(map(len, [*found, "Package"]))
         _say(f"{'Package':{width}} Version\n{'-' * width} -------")
         for name in sorted(found):
             _say(f"{name:{width}} {found[name]}")
 
-    def freeze(self, arguments: list[str]) -> None:
+    def freeze(self, _arguments: list[str]) -> None:
         """List what can be imported, as pins."""
-        del arguments
         found = {**self._installed(sys.path), **self._installed()}
         for name in sorted(found):
             _say(f"{name}=={found[name]}")
@@ -214,14 +212,23 @@ def _pip(arguments: list[str]) -> int:
             f"pip of fal_notebook, by uv, into {library} (python {sys.version_info[0]}.{sys.version_info[1]})"
         )
         return 0
-    if command not in ("install", "uninstall", "list", "freeze", "show"):
+    if command not in _COMMANDS:
         _complain(
-            f"pip {command}: in a session on a host there are pip install, uninstall, list, freeze and show; "
+            f"pip {command}: in a session on a host there are pip {', '.join(_COMMANDS)}; "
             "what they install is of this session alone. `%%fal -r NAME` adds a package to its environment"
         )
         return 1
-    getattr(_Pip(library), command)(rest)
+    _COMMANDS[command](_Pip(library), rest)
     return 0
+
+
+_COMMANDS = {
+    "install": _Pip.install,
+    "uninstall": _Pip.uninstall,
+    "list": _Pip.table,
+    "freeze": _Pip.freeze,
+    "show": _Pip.show,
+}
 
 
 def _is_among(pin: str, installed: dict[str, str]) -> bool:
