@@ -142,6 +142,19 @@ def test_questions_are_answered_as_text(terminal: Terminal) -> None:
     assert "--requirements-file FILE" in terminal.run("%%fal?")
 
 
+def test_a_cell_asks_in_the_terminal_and_is_debugged_there(terminal: Terminal) -> None:
+    number = terminal.type("%%fal", "name = input('who' + '? ')", "print('hello', name)", "1 / len(name[5:])")
+    terminal.wait_for("who? ")
+    terminal._write("Ada\n")
+    assert "hello Ada\n" in terminal.wait_for(f"In [{number + 1}]: ")
+    terminal._write("%debug\n")
+    terminal.wait_for("ipdb> ")
+    terminal._write("p 'it is ' + name\n")
+    terminal.wait_for("'it is Ada'\n")
+    terminal._write("q\n")
+    terminal.wait_for(f"In [{number + 2}]: ")
+
+
 def test_control_c_stops_the_cell_and_keeps_its_session(terminal: Terminal) -> None:
     terminal.run("%%fal", "kept = (i for i in range(3))")
     number = terminal.type("%%fal", "import time", "print('as' + 'leep', flush=True)", "time.sleep(300)")
