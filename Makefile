@@ -54,6 +54,9 @@ build/%/wheel.stamp: build/%/packages.stamp $(WHEEL)
 	$(INSTALL) build/$* --no-deps --reinstall dist/*.whl
 	@touch $@
 
+# pyenv keeps its Pythons beside PATH, where uv does not look.
+build/oldest/%: PYTHON = $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python3.10)),3.10)
+
 .PRECIOUS: build/%/packages.stamp build/%/wheel.stamp
 
 # ---------------------------------------------------------------- what a user does
@@ -91,6 +94,15 @@ faults: build/test/wheel.stamp ## Kill, cut, slow and fill what 200 scripted run
 	@echo "SEED=$(SEED)"
 	cd build/check && FAL_TEST_WHEEL=1 FAL_FAULT_SEED=$(SEED) FAL_FAULT_RUNS=$(RUNS) FAL_FAULT_ONLY=$(ONLY) \
 		../test/bin/python -m pytest -p no:cacheprovider -n 3 --dist load tests/faults/test_scripted.py $(PYTEST)
+
+# The same for what concerns cells, with the oldest Python, IPython and kernel that are supported.
+OLDEST = tests/test_magics.py tests/test_terminal.py tests/test_notebook_kernel.py tests/agent/test_session.py tests/replay
+.PHONY: test-oldest
+test-oldest: build/oldest/wheel.stamp ## Test cells with the oldest Python, IPython and ipykernel
+	@rm -rf build/check-oldest
+	@mkdir -p build/check-oldest
+	@cp -R tests notebooks pyproject.toml build/check-oldest/
+	cd build/check-oldest && ../oldest/bin/python -m pytest -p no:cacheprovider -n 2 --dist loadfile $(or $(PYTEST),$(OLDEST))
 
 .PHONY: lint
 lint: .venv/stamp ## Check style, types and the layers of the architecture

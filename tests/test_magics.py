@@ -419,3 +419,32 @@ def test_loading_twice_and_unloading_is_fine(kernel: Kernel) -> None:
     assert kernel.run("%reload_ext fal_notebook\n%unload_ext fal_notebook").errors == ""
     assert "not found" in kernel.run("%fal hosts").errors
     assert kernel.run("%load_ext fal_notebook\n%fal hosts").status == "ok"
+
+
+# ---------------------------------------------------------------- other magics above and below, and nothing at all
+
+
+def test_an_empty_cell_may_stand_below_the_line_alone(fresh: Kernel) -> None:
+    assert fresh.run("%%fal").outputs == []
+    assert fresh.run("%%fal --fresh\n\n").outputs == []
+    assert "usage: %%fal" in fresh.run("%%fal --help").payload[0]["data"]["text/plain"]
+
+
+def test_a_cell_magic_above_takes_what_the_cell_shows(fresh: Kernel) -> None:
+    assert fresh.run("%%capture kept\n%%fal\nprint('said')\n6 * 7").outputs == []
+    assert fresh.run("kept.stdout, kept.outputs[0].data['text/plain']").result == "('said\\n', '42')"
+    timed = fresh.run("%%time\n%%fal\n6 * 7")
+    assert (timed.result, "Wall time" in timed.text) == ("42", True)
+
+
+def test_options_go_with_cell_magics_below(fresh: Kernel) -> None:
+    cell = fresh.run("%%fal --no-return -o run\n%%time\nhidden = 6 * 7\nhidden")
+    assert (cell.result, "Wall time" in cell.text) == ("42", True)
+    assert fresh.run("'hidden' in globals(), type(run).__name__").result == "(False, 'Run')"
+    late = fresh.run("%%fal --timeout 0.5\n%%time\nimport time; time.sleep(60)")
+    assert "import time; time.sleep(60) ran longer than its timeout" in late.error
+
+
+def test_the_notebooks_own_magics_in_a_cell_there_say_where_they_belong(fresh: Kernel) -> None:
+    for code in ("%%fal\n%fal hosts", "%%fal\n%%fal\n1"):
+        assert "this cell runs on a host already" in fresh.run(code).errors

@@ -6,6 +6,7 @@ Runs in the notebook's kernel.
 from __future__ import annotations
 
 import html
+import sys
 import threading
 import uuid
 from typing import Any, Protocol
@@ -142,7 +143,11 @@ def as_text(content: str) -> str:
 def publish_result(data: dict[str, Any], metadata: dict[str, Any]) -> None:
     """Show the value of a cell's last expression as the cell's own result; also in a terminal."""
     from IPython import get_ipython
+    from IPython.core.displayhook import CapturingDisplayHook
 
+    if isinstance(sys.displayhook, CapturingDisplayHook):  # `%%capture` above `%%fal`
+        sys.displayhook.outputs.append({"data": data, "metadata": metadata})
+        return
     hook = get_ipython().displayhook
     hook.start_displayhook()
     hook.write_output_prompt()
