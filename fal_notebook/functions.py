@@ -120,7 +120,16 @@ class Function:
 
         from fal_notebook.spawning import spawn_function
 
+        self._refuse_arguments(args, kwargs)
         return spawn_function(self.raw_func, self.settings, (args, kwargs), name=self.app_name, quiet=quiet)
+
+    def _refuse_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.settings.serve and (args or kwargs):
+            name = self.app_name
+            raise FalServerlessError(
+                f"{name} is served (serve=True): its arguments come with each request. Call it without any "
+                f"and POST them to its URL; {name}.on(serve=False)(...) calls it"
+            )
 
     async def _aio_value(self, *args: Any, **kwargs: Any) -> Any:
         return await self.submit(*args, **kwargs)
@@ -193,6 +202,7 @@ class Function:
             from fal_agent.serving.local import run_local
             from fal_agent.serving.served import servable
 
+            self._refuse_arguments(args, kwargs)
             port = self.settings.exposed_port if exposed_port is None else exposed_port
             run_local(servable(self.raw_func, self.settings.setup_function), port=port)
             return None

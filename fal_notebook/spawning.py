@@ -104,11 +104,6 @@ def spawn_function(
         HostError: the host cannot be reached.
     """
     settings.check_runnable()
-    if settings.serve and any(arguments):
-        raise FalServerlessError(
-            f"{name} is served (serve=True): its arguments come with each request. Call it without any and "
-            f"POST them to its URL; {name}.on(serve=False)(...) calls it"
-        )
     port = None if settings.serve else settings.exposed_port
     if port is not None and _has_several(settings, at_least=True):
         raise FalServerlessError(

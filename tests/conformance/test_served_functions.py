@@ -282,6 +282,8 @@ def test_what_cannot_be_served_is_refused(here: Any) -> None:
 
     with pytest.raises(exceptions.FalServerlessError, match="arguments come with each request"):
         served("you")
+    with pytest.raises(exceptions.FalServerlessError, match="arguments come with each request"):
+        served.run_local(name="you")
     with pytest.raises(exceptions.FalServerlessError, match=r"has no items.*\.map"):
         served.map(["you"])
     with pytest.raises(exceptions.FalServerlessError, match="more than one runner"):
