@@ -217,6 +217,36 @@ def test_a_lost_run_ends_with_a_failure_that_comes_after_anything_seen(tmp_path:
     assert "run it again" in failure.message
 
 
+def test_a_machine_that_was_started_anew_is_named_as_the_reason(tmp_path: Path) -> None:
+    host, _boot, pid, started = identity().split(".")
+    with opened(tmp_path, agent=f"{host}.00000000.{pid}.{started}") as earlier:
+        earlier.add_run("r1", **NEW)
+    with opened(tmp_path) as journal:
+        journal.mark_lost()
+        run = journal.run("r1")
+
+    assert run is not None
+    assert run.state == "lost"
+    assert run.error is not None
+    assert "the machine was started anew before the run did; run it again" in run.error
+
+
+def test_a_clock_that_jumps_loses_nothing(tmp_path: Path) -> None:
+    """A laptop's is set when it wakes; a board without a battery starts in 1970."""
+    moments = iter([2e9, 0.0, 1e9, 1e9, 0.0, 0.0, *[1e9] * 20])
+    with opened(tmp_path, clock=lambda: next(moments)) as journal:
+        for name in ("r1", "r2", "r3"):
+            journal.add_run(name, **NEW)
+        for name in ("r1", "r2", "r3"):
+            journal.append(name, 1, log(name, 1, b"said"))
+            journal.set_state(name, "done")
+        journal.flush()
+
+        assert journal.retain().runs == 0
+        assert [run.run_id for run in journal.runs()] == ["r3", "r2", "r1"]
+        assert [text_of(journal, name) for name in ("r1", "r2", "r3")] == [b"said"] * 3
+
+
 def test_runs_of_another_host_that_shares_the_folder_are_left_alone(tmp_path: Path) -> None:
     with opened(tmp_path, agent="elsewhere.12345678.1.1") as there:
         there.add_run("r1", **NEW)
@@ -329,7 +359,7 @@ def test_values_are_never_dropped_however_many(tmp_path: Path) -> None:
 
 def test_retain_drops_what_is_old_and_then_the_oldest_ended_runs(tmp_path: Path) -> None:
     now = [0.0]
-    with opened(tmp_path, clock=lambda: now[0]) as journal:
+    with opened(tmp_path, clock=lambda: now[0], steady=lambda: now[0]) as journal:
         for number in range(6):
             now[0] = number * 100.0
             journal.add_run(f"r{number}", **NEW)

@@ -25,6 +25,7 @@ import fal_agent
 from fal_agent import pickling
 from fal_agent.wire import (
     Ask,
+    Attach,
     BlobPart,
     Call,
     Cancel,
@@ -44,10 +45,12 @@ CODE = Path(fal_agent.__file__).parents[1]
 DIGEST = "d" * 64
 
 
-def start(root: Path, *, python: str = sys.executable, idle: float = 20, **variables: str) -> dict[str, Any]:
+def start(
+    root: Path, *, python: str = sys.executable, idle: float = 20, digest: str = DIGEST, **variables: str
+) -> dict[str, Any]:
     """Run `fal_agent start`; gives what it printed."""
     done = subprocess.run(
-        [python, "-m", "fal_agent", "start", "--root", root, "--digest", DIGEST, "--idle", str(idle)],
+        [python, "-m", "fal_agent", "start", "--root", root, "--digest", digest, "--idle", str(idle)],
         env={**os.environ, "PYTHONPATH": str(CODE), "UV": find_uv_bin(), **variables},
         capture_output=True,
         text=True,
@@ -314,3 +317,40 @@ def test_a_run_cancelled_while_its_environment_is_built_is_cancelled_at_once(cli
 
     assert isinstance(failure, Failure)
     assert failure.kind == "cancelled"
+
+
+def test_agents_of_two_sources_share_a_folder_and_one_reports_what_the_other_lost(own_root: Path) -> None:
+    """As while an upgraded notebook works beside an old one."""
+
+    def wait() -> None:
+        import time
+
+        time.sleep(600)
+
+    old, new = (RawClient(Path(start(own_root, digest=letter * 64)["socket"])) for letter in "ab")
+    submit, parts = call(wait)
+    old.send(submit, parts)
+    old.send(Ask("1", "status"))
+    agent = old.receive("answer")[0].content["agent"]["pid"]
+    until(lambda: state_of(new, submit.run_id) in ("running", "queued"))
+
+    new.send(Attach(submit.run_id))
+    assert "another version of the agent has it" in new.receive("failure")[0].message
+    os.kill(agent, signal.SIGKILL)
+    until(lambda: not is_alive(agent))
+
+    assert state_of(new, submit.run_id) == "lost"
+    new.send(Attach(submit.run_id))
+    failure = new.receive("failure")[0]
+    assert failure.kind == "lost"
+    assert "the agent that ran it ended" in failure.message
+    new.send(Ask("end", "shutdown"))
+    new.receive("answer")
+    for client in (old, new):
+        client.close()
+
+
+def state_of(client: RawClient, run_id: str) -> str | None:
+    client.send(Ask(uuid.uuid4().hex, "runs"))
+    runs = client.receive("answer")[0].content
+    return next((run["state"] for run in runs if run["run_id"] == run_id), None)

@@ -34,7 +34,7 @@ from fal_agent.server.journal_file import (
     RunRecord,
     set_aside,
 )
-from fal_agent.server.proc import identity, is_alive
+from fal_agent.server.proc import identity, is_alive, is_of_another_boot
 from fal_agent.server.spool import Spool, left_spools
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ RETRY_SECONDS = 1.0
 _SLICE_ENTRIES, _SLICE_BYTES = 512, 1 << 20  # of one transaction: a new run waits no longer than this takes
 _ENTRY_BYTES = 200  # what a queued entry takes beside its frame, about
 _TRIM_BYTES = 4 << 20  # left out of a run at a time
+_REMEMBERED_ENDS = 10_000
 _WAL_BYTES = 4 << 20  # of write-ahead log after which it is moved into the file
 _T = TypeVar("_T")
 
@@ -69,6 +70,7 @@ class Journal:
     Args:
         path: the SQLite file; its folder is made if need be.
         clock: seconds since the Unix epoch.
+        steady: seconds since some moment, of a clock that never jumps.
         on_error: told, once per trouble, what is wrong and what becomes of the record. May be called
             from any thread.
         run_bytes: bytes of events that one run may keep.
@@ -80,13 +82,14 @@ class Journal:
         path: Path,
         *,
         clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
         on_error: Optional[Callable[[str], None]] = None,
         run_bytes: int = RUN_BYTES,
         agent: Optional[str] = None,
     ) -> None:
         self.path = path
         self.agent = agent or identity()
-        self._clock, self._on_error, self._run_bytes = clock, on_error, run_bytes
+        self._clock, self._steady, self._on_error, self._run_bytes = clock, steady, on_error, run_bytes
         self._lock = threading.RLock()  # held while the file is used
         self._room = threading.Condition(threading.Lock())  # held while the queue is used
         self._queue: deque[Entry] = deque()
@@ -95,6 +98,7 @@ class Journal:
         self._unsaved: set[str] = set()  # runs that wait in the queue, because the file could not be written
         self._sizes: dict[str, int] = {}  # bytes of the events of each run that goes on
         self._trim_at: dict[str, int] = {}
+        self._ended: dict[str, float] = {}  # when the latest runs ended, by a clock that never jumps
         self._failing = self._closing = False
         self._file = self._open()
         self._intents = Intents(path, self.agent)
@@ -197,6 +201,10 @@ class Journal:
 
     def _put(self, entry: Entry) -> None:
         with self._room:
+            if type(entry) is NewState and entry.state in ENDED:
+                self._ended.setdefault(entry.run_id, self._steady())
+                if len(self._ended) > _REMEMBERED_ENDS:
+                    del self._ended[next(iter(self._ended))]
             while self._queued > QUEUE_BYTES and not (self._failing or self._closing):
                 self._room.wait(1.0)
             self._queue.append(entry)
@@ -386,7 +394,9 @@ class Journal:
             if run.agent not in alive:
                 alive[run.agent] = is_alive(run.agent)
             if not alive[run.agent]:
-                text = f"{run.label}: the agent that ran it ended before the run did; run it again"
+                rebooted = is_of_another_boot(run.agent)
+                what = "the machine was started anew" if rebooted else "the agent that ran it ended"
+                text = f"{run.label}: {what} before the run did; run it again"
                 self._change(partial(JournalFile.lose, run=run, message=text, at=self._clock()))
                 lost.append(run)
         return lost
@@ -413,7 +423,9 @@ class Journal:
 
         Takes time in proportion to what goes; call it from a thread.
         """
-        old = self._read(lambda file: file.ended(self._clock() - max_age_seconds)) or []
+        found = self._read(lambda file: file.ended(self._clock() - max_age_seconds)) or []
+        kept_since = self._steady() - max_age_seconds  # the machine's clock may have jumped
+        old = [run_id for run_id in found if self._ended.get(run_id, kept_since) <= kept_since]
         freed = sum(self._bytes_of(run_id) for run_id in old)
         blobs = [name for run_id in old for name in self._forget(run_id)]
         beyond = self._read(lambda file: file.oldest_beyond(max_bytes)) or []

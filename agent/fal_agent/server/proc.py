@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Optional
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Process", "boot_id", "environment_of", "identity", "is_alive", "process", "processes"]
+__all__ = [
+    "Process",
+    "boot_id",
+    "environment_of",
+    "identity",
+    "is_alive",
+    "is_of_another_boot",
+    "process",
+    "processes",
+]
 
 _GONE = frozenset("ZXx")  # zombie, dead
 
@@ -104,6 +113,12 @@ def is_alive(name: str) -> bool:
         return False
     found = process(int(pid))
     return found is not None and found.started == int(started)
+
+
+def is_of_another_boot(name: str) -> bool:
+    """Whether the process that `identity` named ran on this machine before that was started anew."""
+    host, boot, *_ = [*name.split("."), ""]
+    return host == _host() and boot not in ("", boot_id()[:8])
 
 
 def _host() -> str:

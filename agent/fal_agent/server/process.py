@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["WorkerProcess", "describe_exit", "oom_kills", "worker_variables"]
 
 _log = logging.getLogger(__name__)
+_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes in which peaks of memory are given
+_OOM_SCORE = 500  # of 1000: where memory runs out a worker is to die, not the agent that would tell of it
 _LAST_WORDS = 0.5  # seconds that a dead worker's connection may still bring messages
 _DROPPED = ("VIRTUAL_ENV", "PYTHONHOME", "PYTHONSTARTUP", "CONDA_PREFIX", "__PYVENV_LAUNCHER__")
 
@@ -64,6 +67,7 @@ class WorkerProcess(asyncio.Protocol):
         self._transport: Optional[asyncio.Transport] = None
         self._loop = asyncio.get_running_loop()
         self._connection_gone = asyncio.Event()
+        self.peak_bytes = 0  # of memory that the process held, once it has ended
         self._early: list[bytes] = []  # frames sent before the connection is ready
 
     def start(self, command: Sequence[str], variables: dict[str, str], folder: str) -> None:
@@ -93,6 +97,7 @@ class WorkerProcess(asyncio.Protocol):
         finally:
             theirs.close()
         self.pid = process.pid
+        _prefer_for_oom(process.pid)
         self._reaper.watch(process.pid, self.worker_id)
         ours.setblocking(False)
         self._connecting = self._loop.create_task(self._connect(ours))
@@ -149,7 +154,9 @@ class WorkerProcess(asyncio.Protocol):
         await self._loop.create_connection(lambda: self, sock=ours)
 
     def _wait(self, process: subprocess.Popen[bytes]) -> None:
-        status = process.wait()
+        _, waited, usage = os.wait4(process.pid, 0)
+        self.peak_bytes = usage.ru_maxrss * _MAXRSS_UNIT
+        status = process.returncode = os.waitstatus_to_exitcode(waited)
         try:
             self._loop.call_soon_threadsafe(self._schedule_exit, status)
         except RuntimeError:  # the agent is ending: its loop is closed
@@ -205,6 +212,12 @@ def worker_variables(
 def _find_uv(root: Path) -> str:
     """Where uv is, for cells that install something."""
     return str(Uv.find(root).program)
+
+
+def _prefer_for_oom(pid: int) -> None:
+    """Let Linux rather kill this process, and what it starts, when memory runs out."""
+    with suppress(OSError):  # it has ended, or this is no Linux
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(_OOM_SCORE), encoding="ascii")
 
 
 def describe_exit(status: Optional[int]) -> str:

@@ -121,8 +121,9 @@ class Questions:
         return await asyncio.get_running_loop().run_in_executor(None, self._environments.infos)
 
     async def on_runs(self, client_id: Optional[str] = None, limit: int = 100) -> list[dict[str, Any]]:
-        """The latest runs."""
+        """The latest runs; those of agents that have gone are reported lost."""
         self._catch_up()
+        self._journal.mark_lost()
         records = self._journal.runs(client_id=client_id, limit=limit)
         return [{**_plain(record), "result_bytes": self._result_bytes(record)} for record in records]
 
@@ -138,6 +139,7 @@ class Questions:
 
     async def on_cells(self, notebook: str, client_id: str) -> list[dict[str, Any]]:
         """The newest run of each cell of a notebook, if its outcome was not shown yet; `client_id` asks."""
+        self._journal.mark_lost()
         return [
             {
                 **_plain(cell.run),

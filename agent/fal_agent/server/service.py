@@ -294,6 +294,8 @@ class Service:
     def _replay(self, run_id: str, connection: Connection, after: int = 0) -> None:
         """Send what the journal has of a run; a run that nobody here has the end of is said to be so."""
         self._journal.flush()
+        if run_id not in self.runs:
+            self._journal.mark_lost()  # the agent that had it may be gone: one of other sources, beside us
         seq, kind = after, ""
         for data in self._journal.events(run_id, after):
             (frame,) = FrameDecoder().feed(data)

@@ -319,7 +319,8 @@ class Worker:
             known = "the machine ran out of memory" if oom_kills() > self._oom_kills else (
                 "most likely the machine ran out of memory"
             )  # fmt: skip
-            return f"{text}: {known}. Use less memory, or a bigger machine_type"
+            peak = self.process.peak_bytes / 1e9 if self.process is not None else 0.0
+            return f"{text}: {known}; it held up to {peak:.2f} GB. Use less memory, or a bigger machine_type"
         if status == -signal.SIGSEGV:
             return f"{text}: C code in one of the packages crashed"
         return f"{text} while the call ran"
