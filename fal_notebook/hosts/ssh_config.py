@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import paramiko  # type: ignore[import-untyped]
+from paramiko.config import SSHConfigDict  # type: ignore[import-untyped]
 from paramiko.ssh_exception import ConfigParseError  # type: ignore[import-untyped]
 
 from fal_agent.errors import ConfigurationError
 from fal_notebook.hosts.host_keys import lookup_name
 from fal_notebook.hosts.ssh_choice import reason_for_openssh
-from fal_notebook.hosts.ssh_config_files import LENT, SYSTEM_CONFIG, read_lines
+from fal_notebook.hosts.ssh_config_files import CERTIFICATE, RENAMED, SHOWN, SYSTEM_CONFIG, read_lines
 
 __all__ = ["Target", "resolve", "ssh_words"]
 
+EXEC_SECONDS = 60.0
 DEFAULT_KEYS = ("id_rsa", "id_ecdsa", "id_ed25519", "id_ecdsa_sk", "id_ed25519_sk")
 ADDRESS = re.compile(
     r"(?:ssh://)?(?:(?P<user>.+)@)?(?:\[(?P<bracketed>[^\]]+)\]|(?P<host>(?!-)[^:/@\s]+|[^:/@\s]*(?::[^:/@\s]*){2,}))"
@@ -77,22 +79,44 @@ class Target:
 
 
 class _Config(paramiko.SSHConfig):  # type: ignore[misc] # paramiko is untyped
-    """paramiko's, with `Match exec` run with nothing to type into."""
+    """paramiko's, with `Match exec` run with nothing to type into, and a second pass for `final` alone."""
+
+    def lookup(self, hostname: str) -> Any:
+        options = self._lookup(hostname=hostname)
+        options.setdefault("hostname", hostname)
+        sections = [match for context in self._config for match in context.get("matches", [])]
+        if any(match["type"] == "final" for match in sections):
+            return self._lookup(hostname, options, canonical=False, final=True)
+        return self._expand_variables(options, hostname)
 
     def _does_match(self, match_list: list[dict[str, Any]], hostname: str, *rest: Any) -> bool:
+        options = rest[-1]
+        if "hostname" in options:  # what Match host is about, its tokens replaced
+            named = options["hostname"].replace("%%", "%").replace("%h", hostname)
+            rest = (*rest[:-1], SSHConfigDict({**options, "hostname": named}))
         commands = [c for c in match_list if c["type"] == "exec"]
         others = [c for c in match_list if c["type"] != "exec"]
         if others and not super()._does_match(others, hostname, *rest):
             return False
-        options = rest[-1]
         for command in commands:
             line = self._tokenize(options, hostname, "match-exec", command["param"])
-            done = subprocess.run(
-                ["/bin/sh", "-c", line], stdin=subprocess.DEVNULL, check=False, capture_output=True
-            )
-            if (done.returncode == 0) == command["negate"]:
+            if _succeeds(line) == command["negate"]:
                 return False
         return bool(match_list)
+
+
+def _succeeds(line: str) -> bool:
+    try:
+        done = subprocess.run(
+            ["/bin/sh", "-c", line],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=EXEC_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"`{line}`, of a Match exec, did not end within {EXEC_SECONDS:g} s") from None
+    return done.returncode == 0
 
 
 def resolve(
@@ -143,7 +167,9 @@ def _target(
         values = shlex.split(str(options.get(option, default)))
         return tuple(Path(_expand(v, tokens)).expanduser() for v in values if v.lower() != "none")
 
-    given = [str(f) for f in options.get("identityfile", [])]
+    named = list(dict.fromkeys(str(f).translate(SHOWN) for f in options.get("identityfile", [])))
+    given = [f for f in named if not f.startswith(CERTIFICATE)]
+    certificates = [f.removeprefix(CERTIFICATE) for f in named if f.startswith(CERTIFICATE)]
     keys = given or [str(Path("~/.ssh", key).expanduser()) for key in DEFAULT_KEYS]
     user_known = paths("userknownhostsfile", "~/.ssh/known_hosts ~/.ssh/known_hosts2")
     all_known = user_known + paths(
@@ -160,9 +186,7 @@ def _target(
         user=user,
         identity_files=identity_files,
         identities_given=bool(given),
-        certificate_files=tuple(
-            Path(_expand(str(f), tokens)).expanduser() for f in options.get(LENT["certificatefile"], [])
-        ),
+        certificate_files=tuple(Path(_expand(f, tokens)).expanduser() for f in certificates),
         identities_only=_yes(options, "identitiesonly", default=False),
         agent_socket=_agent_socket(options.get("identityagent"), tokens),
         jumps=jumps,
@@ -171,7 +195,7 @@ def _target(
         known_hosts=all_known,
         strict_host_keys=_strictness(options),
         hash_known_hosts=_yes(options, "hashknownhosts", default=False),
-        host_key_alias=options.get("hostkeyalias"),
+        host_key_alias=options["hostkeyalias"].lower() if "hostkeyalias" in options else None,
         connect_timeout=_number(options, "connecttimeout", 0) or None,
         batch=_yes(options, "batchmode", default=False),
         methods=_methods(options),
@@ -218,11 +242,10 @@ def _way(options: Any) -> tuple[tuple[str, ...], str | None]:
     """Give the jump hosts or the proxy command, whichever the configuration named first."""
     for option in options:
         value = options[option]
-        if option == "proxycommand":
-            return (), value
-        if option == "proxyjump":
-            names = () if value.lower() == "none" else tuple(v.strip() for v in value.split(","))
-            return names, None
+        if option == RENAMED["proxycommand"]:
+            return (), None if value.lower() == "none" else value
+        if option == "proxyjump" and value.lower() != "none":
+            return tuple(v.strip() for v in value.split(",")), None
     return (), None
 
 

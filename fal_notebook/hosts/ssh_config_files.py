@@ -14,21 +14,23 @@ from pathlib import Path
 from fal_agent.errors import ConfigurationError
 from fal_notebook.hosts.ssh_choice import CANONICALIZE, UNKNOWN_MATCH
 
-__all__ = ["LENT", "SYSTEM_CONFIG", "config_files", "read_lines"]
+__all__ = ["CERTIFICATE", "RENAMED", "SHOWN", "SYSTEM_CONFIG", "config_files", "read_lines"]
 
 SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
 MAX_INCLUDES = 16  # levels, as OpenSSH has it
+OPTION = re.compile(r"\s*(\w+)(?:\s*=\s*|\s+)(.+?)\s*$")
+COMMANDS = frozenset(
+    {"proxycommand", "localcommand", "remotecommand", "knownhostscommand"}
+)  # taken as they are
 CRITERIA = frozenset({"all", "canonical", "final", "host", "originalhost", "user", "localuser", "exec"})
 NEVER = 'originalhost "!*"'
 SECTION = re.compile(r"\s*(host|match|include)(?:\s*=\s*|\s+)(.+?)\s*$", re.IGNORECASE)
-# paramiko keeps several values of few options: one of which nothing here makes use lends its name. And it
-# looks names up by itself for CanonicalizeHostname, in its own way: OpenSSH does that.
-RENAMED = re.compile(r"^(\s*)(remoteforward|certificatefile|canonicalizehostname)(?=[\s=])", re.IGNORECASE)
-LENT = {
-    "certificatefile": "remoteforward",
-    "remoteforward": "falremoteforward",
-    "canonicalizehostname": CANONICALIZE,
-}
+# What paramiko would do in its own way is done here, or by OpenSSH: it expands tokens too often, and
+# looks names up for CanonicalizeHostname, and keeps several values of IdentityFile only.
+RENAMED = {"proxycommand": "falproxycommand", "canonicalizehostname": CANONICALIZE}
+HIDDEN = {ord("%"): "\1", ord("~"): "\2"}  # from paramiko, in the names of files
+SHOWN = {1: "%", 2: "~"}
+CERTIFICATE = "falcertificate:"  # begins what stands among the identity files but is a certificate
 
 
 def config_files(path: Path | None = None) -> list[Path]:
@@ -62,7 +64,7 @@ def read_lines(file: Path, base: Path, condition: str | None, depth: int) -> lis
     for line in text.splitlines():
         section = SECTION.match(line)
         if section is None:
-            lines.append(RENAMED.sub(lambda m: m[1] + LENT[m[2].lower()], line))
+            lines.append(_option(line))
         elif section[1].lower() == "include":
             for path in _included(section[2], base):
                 lines += read_lines(path, base, current, depth + 1)
@@ -78,6 +80,25 @@ def read_lines(file: Path, base: Path, condition: str | None, depth: int) -> lis
                 current = NEVER
                 lines.append(f"Match {current}")
     return lines
+
+
+def _option(line: str) -> str:
+    """Write an option as paramiko reads it: no single quotes, no comment behind it."""
+    option = OPTION.match(line)
+    if option is None:
+        return line
+    name, value = option[1].lower(), option[2]
+    if name not in COMMANDS and set(value) & set("'#\""):
+        try:
+            words = shlex.split(value, comments=True)
+        except ValueError:  # whatever it is, paramiko is to say so
+            return line
+        if len(words) == 1:
+            value = f'"{words[0]}"'
+    if name in {"identityfile", "certificatefile"}:
+        prefix = CERTIFICATE if name == "certificatefile" else ""
+        return f'identityfile "{prefix}{value.strip(chr(34)).translate(HIDDEN)}"'
+    return f"{RENAMED.get(name, name)} {value}"
 
 
 def _criteria(keyword: str, value: str) -> tuple[str, str]:
@@ -96,9 +117,9 @@ def _criteria(keyword: str, value: str) -> tuple[str, str]:
             unknown.append(f"{word} {value}".strip())
         else:
             result.append(word.lower())
+            value = value.lower() if kind in {"host", "originalhost"} else value
             result += [shlex.quote(value)] if takes_value else []
-    if unknown and result == ["all"]:
-        result = []
+    result = [word for word in result if word != "all"]
     return " ".join(result) or "all", " ".join(unknown)
 
 

@@ -74,6 +74,14 @@ CONFIGURATIONS = {
     "match exec": "Match exec true\n  Port 9\nMatch exec false\n  User never\nHost *\n  User always\n",
     "match not exec": 'Match !exec "test %n = box"\n  Port 9\nMatch exec "test %n = box"\n  Port 10\n',
     "case of keywords": "hOST box\n  pORT 11\n  uSER x\n",
+    "match host before the name is set": "Match host real\n  Port 7\nHost box\n  HostName real\n",
+    "match host after a name with a token": "HostName %h.lab\nMatch host box.lab\n  Port 7\n",
+    "match host in capitals": "Match host BOX\n  Port 7\nMatch !host Box\n  User never\n",
+    "host in capitals": "Host BOX\n  Port 7\n",
+    "match final all": "Match final all\n  Port 7\n",
+    "match final host": "HostName real\nMatch final host real\n  Port 7\nMatch host real\n  User u\n",
+    "single quotes": "User 'me too'\nHostName 'real'\n",
+    "comment behind": 'User "me" # not you\nPort 7 # seven\n',
     "indented and spaced": "\n\n   Host    box   other \n\t\tPort 12\n",
 }
 
@@ -86,6 +94,33 @@ def test_sections_apply_as_they_do_for_ssh(tmp_path: Path, text: str) -> None:
     assert [str(target.port)] == ssh_says(path, "box", "port")
     assert [target.hostname] == ssh_says(path, "box", "hostname")
     assert [target.user] == ssh_says(path, "box", "user")
+
+
+FILES = {
+    "several places": (
+        "Host box\n  IdentityFile /a\n  CertificateFile /c\nHost *\n  IdentityFile /b\n  CertificateFile /d\n"
+    ),
+    "one twice": "IdentityFile /a\nIdentityFile /a\nCertificateFile /c\nCertificateFile /c\n",
+    "tokens and a name with one": (
+        "IdentityFile /k/%h\nCertificateFile /c/%h/%n/%p/%r\nHostName %h.lab\nUser u\n"
+    ),
+    "odd names": "IdentityFile '/k/a b'\nCertificateFile \"/c/a~b\"\n",
+}
+
+
+@pytest.mark.parametrize("text", FILES.values(), ids=FILES.keys())
+def test_keys_and_certificates_are_those_of_ssh(tmp_path: Path, text: str) -> None:
+    target = read(tmp_path, text)
+    tokens = {"%h": target.hostname, "%n": "box", "%p": str(target.port), "%r": target.user}
+
+    for option, found in (
+        ("identityfile", target.identity_files),
+        ("certificatefile", target.certificate_files),
+    ):
+        expected = ssh_says(tmp_path / "config", "box", option)
+        for token, value in tokens.items():
+            expected = [word.replace(token, value) for word in expected]
+        assert [str(path) for path in found] == expected
 
 
 INCLUDES = {
@@ -144,11 +179,15 @@ def test_a_configuration_that_cannot_be_understood_is_an_error_naming_it(tmp_pat
 def test_the_first_of_jump_host_and_proxy_command_wins(tmp_path: Path) -> None:
     first = read(tmp_path, "Host *\n  ProxyJump a,me@b:2\n  ProxyCommand nc %h %p\n")
     second = read(tmp_path, "Host *\n  ProxyCommand nc %h %p # 100%%\n  ProxyJump a\n")
+    after_none = read(tmp_path, "Host box\n  ProxyJump none\nHost *\n  ProxyCommand nc %h %p\n")
+    token = read(tmp_path, "ProxyCommand nc %h %p\nHostName %h.lab\n")
     neither = read(tmp_path, "Host box\n  ProxyCommand none\nHost *\n  ProxyJump a\n")
     none = read(tmp_path, "Host box\n  ProxyJump none\nHost *\n  ProxyJump a\n")
 
     assert (first.jumps, first.proxy_command) == (("a", "me@b:2"), None)
     assert (second.jumps, second.proxy_command) == ((), "nc box 22 # 100%")
+    assert (after_none.jumps, after_none.proxy_command) == ((), "nc box 22")
+    assert token.proxy_command == "nc box.lab 22"
     assert (neither.jumps, neither.proxy_command) == ((), None)
     assert (none.jumps, none.proxy_command) == ((), None)
 
