@@ -120,6 +120,11 @@ format: .venv/stamp ## Rewrite the sources in the project's style
 bench: build/bench/wheel.stamp ## Measure calls and apps beside Ray, Dask, ipyparallel, loky, execnet; rewrite docs/benchmarks.md
 	build/bench/bin/python benchmarks/calls.py --write docs $(BENCH)
 	build/bench/bin/python benchmarks/apps.py --write docs $(BENCH)
+	build/bench/bin/python benchmarks/connecting.py --write docs $(BENCH)
+
+.PHONY: bench-connecting
+bench-connecting: build/bench/wheel.stamp ## Measure new connections to a prepared SSH host; rewrite docs/benchmarks.md
+	build/bench/bin/python benchmarks/connecting.py --write docs $(BENCH)
 
 .PHONY: bench-apps
 bench-apps: build/bench/wheel.stamp ## Measure apps beside uvicorn behind ssh -L and Ray Serve; rewrite docs/benchmarks.md

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from timing import Figures
 
-__all__ = ["APP_TARGETS", "CELL_TARGETS", "TARGETS", "Target", "markdown", "write"]
+__all__ = ["APP_TARGETS", "CELL_TARGETS", "CONNECTING_TARGETS", "TARGETS", "Target", "markdown", "write"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,16 @@ CELL_TARGETS = [
     beyond("`%%fal` cell of `pass`, beyond a plain cell", "%%fal cell p50", "plain cell p50", 0.015),
     seconds("print to what a front end hears, local host", "print to front end p50", 0.050),
     seconds("100 MB printed in lines of 100 bytes (20 MB/s)", "%%fal cell prints 100 MB", 5.0),
+]
+
+
+CONNECTING_TARGETS = [
+    seconds(
+        "prepared host on loopback, new process to the first result",
+        "paramiko: import, connect, first result p50",
+        1.0,
+    ),
+    seconds("... by the ssh program", "openssh: import, connect, first result p50", 1.0),
 ]
 
 

@@ -19,8 +19,7 @@ from fal_agent.errors import ConfigurationError
 from fal_notebook.hosts import openssh_mux as mux
 from fal_notebook.hosts.askpass import Askpass
 from fal_notebook.hosts.openssh_errors import login_error
-from fal_notebook.hosts.ssh_config import ssh_words
-from fal_notebook.hosts.ssh_config_files import config_files
+from fal_notebook.hosts.ssh_config_files import config_files, ssh_words
 from fal_notebook.hosts.ssh_link import SSHLink
 from fal_notebook.prompting import SilentPrompt, default_prompt
 

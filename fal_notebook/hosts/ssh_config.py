@@ -22,16 +22,12 @@ from paramiko.ssh_exception import ConfigParseError  # type: ignore[import-untyp
 from fal_agent.errors import ConfigurationError
 from fal_notebook.hosts.host_keys import lookup_name
 from fal_notebook.hosts.ssh_choice import reason_for_openssh
-from fal_notebook.hosts.ssh_config_files import CERTIFICATE, RENAMED, SHOWN, SYSTEM_CONFIG, read_lines
+from fal_notebook.hosts.ssh_config_files import CERTIFICATE, RENAMED, SHOWN, address_in, is_own, read_lines
 
-__all__ = ["Target", "resolve", "ssh_words"]
+__all__ = ["Target", "resolve"]
 
 EXEC_SECONDS = 60.0
 DEFAULT_KEYS = ("id_rsa", "id_ecdsa", "id_ed25519", "id_ecdsa_sk", "id_ed25519_sk")
-ADDRESS = re.compile(
-    r"(?:ssh://)?(?:(?P<user>.+)@)?(?:\[(?P<bracketed>[^\]]+)\]|(?P<host>(?!-)[^:/@\s]+|[^:/@\s]*(?::[^:/@\s]*){2,}))"
-    r"(?::(?P<port>\d+))?/?"
-)
 
 
 @dataclass(frozen=True)
@@ -133,7 +129,7 @@ def resolve(
     Raises:
         ConfigurationError: the name or the configuration cannot be understood.
     """
-    match = _address(name)
+    match = address_in(name)
     alias = match["bracketed"] or match["host"]
     given = [f"User {match['user']}"] if match["user"] else []
     given += [f"Port {match['port']}"] if match["port"] else []
@@ -176,7 +172,7 @@ def _target(
         "globalknownhostsfile", "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2"
     )
     jumps, command = _way(options) if via is None else (via, None)
-    own_file = f"-F {shlex.quote(str(files[0]))} " if files and _is_own(files[0]) else ""
+    own_file = f"-F {shlex.quote(str(files[0]))} " if files and is_own(files[0]) else ""
     identity_files = tuple(Path(_expand(k, tokens)).expanduser() for k in keys if k.lower() != "none")
     return Target(
         name=name,
@@ -205,34 +201,10 @@ def _target(
     )
 
 
-def ssh_words(name: str, files: list[Path]) -> list[str]:
-    """Give the arguments by which `ssh` reaches `name`, reading the same configuration.
-
-    Raises:
-        ConfigurationError: the name cannot be understood.
-    """
-    match = _address(name)
-    own_file = ["-F", str(files[0])] if files and _is_own(files[0]) else []
-    port = ["-p", match["port"]] if match["port"] else []
-    user = ["-l", match["user"]] if match["user"] else []
-    return [*own_file, *port, *user, match["bracketed"] or match["host"]]
-
-
-def _address(name: str) -> re.Match[str]:
-    match = ADDRESS.fullmatch(name.strip())
-    if match is None:
-        raise ConfigurationError(f"{name!r} is no machine's name: write an alias, a host or user@host:port")
-    return match
-
-
-def _is_own(file: Path) -> bool:
-    return file not in (Path("~/.ssh/config").expanduser(), SYSTEM_CONFIG)
-
-
 def _as_ssh_takes_it(name: str) -> str:
     """Write `user@host:port` in the form that ssh's command line takes."""
-    match = ADDRESS.fullmatch(name.strip())
-    if match is None or not match["port"]:
+    match = address_in(name)
+    if not match["port"]:
         return shlex.quote(name)
     host = match["bracketed"] or match["host"]
     return f"-p {match['port']} " + shlex.quote(f"{match['user']}@{host}" if match["user"] else host)

@@ -1,4 +1,4 @@
-"""The files of the user's SSH configuration, read as one: Include, and the conditions of their sections.
+"""Names of machines, and the files of the SSH configuration read as one: Include, conditions of sections.
 
 Runs in the notebook; standard library only. What they say is made sense of in `ssh_config`.
 """
@@ -14,7 +14,16 @@ from pathlib import Path
 from fal_agent.errors import ConfigurationError
 from fal_notebook.hosts.ssh_choice import CANONICALIZE, UNKNOWN_MATCH
 
-__all__ = ["CERTIFICATE", "RENAMED", "SHOWN", "SYSTEM_CONFIG", "config_files", "read_lines"]
+__all__ = [
+    "CERTIFICATE",
+    "RENAMED",
+    "SHOWN",
+    "address_in",
+    "config_files",
+    "is_own",
+    "read_lines",
+    "ssh_words",
+]
 
 SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
 MAX_INCLUDES = 16  # levels, as OpenSSH has it
@@ -31,6 +40,10 @@ RENAMED = {"proxycommand": "falproxycommand", "canonicalizehostname": CANONICALI
 HIDDEN = {ord("%"): "\1", ord("~"): "\2"}  # from paramiko, in the names of files
 SHOWN = {1: "%", 2: "~"}
 CERTIFICATE = "falcertificate:"  # begins what stands among the identity files but is a certificate
+ADDRESS = re.compile(
+    r"(?:ssh://)?(?:(?P<user>.+)@)?(?:\[(?P<bracketed>[^\]]+)\]|(?P<host>(?!-)[^:/@\s]+|[^:/@\s]*(?::[^:/@\s]*){2,}))"
+    r"(?::(?P<port>\d+))?/?"
+)
 
 
 def config_files(path: Path | None = None) -> list[Path]:
@@ -49,6 +62,36 @@ def config_files(path: Path | None = None) -> list[Path]:
     if not named.is_file():
         raise ConfigurationError(f"the SSH configuration {named} does not exist")
     return [named]
+
+
+def ssh_words(name: str, files: list[Path]) -> list[str]:
+    """Give the arguments by which `ssh` reaches `name`, reading the same configuration.
+
+    Raises:
+        ConfigurationError: the name cannot be understood.
+    """
+    match = address_in(name)
+    own_file = ["-F", str(files[0])] if files and is_own(files[0]) else []
+    port = ["-p", match["port"]] if match["port"] else []
+    user = ["-l", match["user"]] if match["user"] else []
+    return [*own_file, *port, *user, match["bracketed"] or match["host"]]
+
+
+def address_in(name: str) -> re.Match[str]:
+    """Take `user@host:port` apart: groups "user", "bracketed" or "host", "port".
+
+    Raises:
+        ConfigurationError: it cannot be understood.
+    """
+    match = ADDRESS.fullmatch(name.strip())
+    if match is None:
+        raise ConfigurationError(f"{name!r} is no machine's name: write an alias, a host or user@host:port")
+    return match
+
+
+def is_own(file: Path) -> bool:
+    """Whether `ssh` would not read a file if it were not named."""
+    return file not in (Path("~/.ssh/config").expanduser(), SYSTEM_CONFIG)
 
 
 def read_lines(file: Path, base: Path, condition: str | None, depth: int) -> list[str]:
