@@ -274,9 +274,9 @@ def _index(facts: dict[str, str], run: Run) -> Check:
     if done.status == 0:
         return Check("index", True, "packages can be fetched from there")
     said = done.stderr.decode("utf-8", "replace").strip().splitlines()[-MOST_LINES:]
-    detail = "the package index is not in reach from there, so only environments that are built can be used"
+    detail = "the package index is not in reach from there, so this notebook fetches packages and sends them"
     fix = (
-        "allow the machine the way to the index, or name a proxy or mirror for uv there: "
+        "allow the machine the way to the index, which is quicker, or name a proxy or mirror for uv there: "
         'index-url = "https://..." in ~/.config/uv/uv.toml'
     )
     return Check("index", True, "\n".join([f"{detail}:", *(f"  {line.strip()}" for line in said)]), fix)
