@@ -126,6 +126,10 @@ bench: build/bench/wheel.stamp ## Measure calls and apps beside Ray, Dask, ipypa
 bench-connecting: build/bench/wheel.stamp ## Measure new connections to a prepared SSH host; rewrite docs/benchmarks.md
 	build/bench/bin/python benchmarks/connecting.py --write docs $(BENCH)
 
+.PHONY: bench-hosts
+bench-hosts: build/bench/wheel.stamp ## Measure first contact with a host that has nothing on it (root); rewrite docs/benchmarks.md
+	build/bench/bin/python benchmarks/hosts.py --write docs $(BENCH)
+
 .PHONY: bench-apps
 bench-apps: build/bench/wheel.stamp ## Measure apps beside uvicorn behind ssh -L and Ray Serve; rewrite docs/benchmarks.md
 	build/bench/bin/python benchmarks/apps.py --write docs $(BENCH)

@@ -421,7 +421,7 @@ def test_loading_twice_and_unloading_is_fine(kernel: Kernel) -> None:
     assert kernel.run("%load_ext fal_notebook\n%fal hosts").status == "ok"
 
 
-# ---------------------------------------------------------------- other magics above and below, and nothing at all
+# ---------------------------------------------------------------- other magics above and below
 
 
 def test_an_empty_cell_may_stand_below_the_line_alone(fresh: Kernel) -> None:
