@@ -354,7 +354,7 @@ def test_hosts_are_listed_and_chosen(kernel: Kernel) -> None:
         ("%fal envs", "Python"),
         ("%fal runs", "run"),
         ("%fal help", "%fal connect NAME"),
-        ("%fal", "%fal connect NAME"),
+        ("%fal", "cores, "),
         ("%fal doctor local", "ok"),
     ],
 )

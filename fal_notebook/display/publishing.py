@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 __all__ = [
     "MUTED",
+    "NOTHING",
     "STYLE",
     "UpdatedDisplay",
     "as_text",
@@ -74,12 +75,15 @@ class _RunningCell:
 
 running = _RunningCell()
 
+NOTHING = {"text/html": '<span class="fal-nothing"></span>', "text/plain": ""}
 # Where JupyterLab does not trust a notebook it leaves out what refers to its theme: the grey stands alone.
 MUTED = "color:#808080; color:var(--jp-ui-font-color2, #808080); font-size:var(--jp-ui-font-size1, 13px)"
 # A saved notebook may hold the view of buttons whose kernel has gone. JupyterLab would say "Error displaying
 # widget" there: it is hidden while there is no element in it, only text. Emptied ones take no room.
+# Buttons lower than ipywidgets makes them need lines as low.
 STYLE = (
-    "<style>.jp-OutputArea-child:has(.fal-run)+.jp-OutputArea-child>.jupyter-widgets:not(:has(*)),"
+    "<style>.fal-small .jupyter-button{line-height:20px}"
+    ".jp-OutputArea-child:has(.fal-run)+.jp-OutputArea-child>.jupyter-widgets:not(:has(*)),"
     ".jp-OutputArea-child:has(.fal-run)+.jp-OutputArea-child:has(.fal-nothing){display:none}</style>"
 )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from fal_notebook.display.publishing import UpdatedDisplay
+from fal_notebook.display.publishing import NOTHING, UpdatedDisplay
 from fal_notebook.display.stop_button import has_widgets, let_any_thread_hear
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["RunButtons", "has_widgets"]
 
 _VIEW = "application/vnd.jupyter.widget-view+json"
-_NOTHING = {"text/html": '<span class="fal-nothing"></span>', "text/plain": ""}
 
 
 class RunButtons:
@@ -33,7 +32,7 @@ class RunButtons:
     def __init__(self, interrupt: Callable[[], None], kill: Callable[[], None], *, parent: Any) -> None:
         from ipywidgets import Button, HBox, Layout
 
-        narrow = Layout(width="auto", height="24px")
+        narrow = Layout(width="auto", height="22px")
         self._actions = {
             Button(
                 description="Interrupt",
@@ -50,6 +49,7 @@ class RunButtons:
             button.on_click(self._pressed)
             let_any_thread_hear(button)
         self._box = HBox(list(self._actions))
+        self._box.add_class("fal-small")
         self._display = UpdatedDisplay()
         view = {"version_major": 2, "version_minor": 0, "model_id": self._box.model_id}
         hint = "interrupt the kernel to interrupt this call; twice ends its process"
@@ -57,7 +57,7 @@ class RunButtons:
 
     def close(self) -> None:
         """Take them away."""
-        self._display.update(_NOTHING)
+        self._display.update(NOTHING)
         self._display.close()
         for button in self._actions:
             button.on_click(self._pressed, remove=True)

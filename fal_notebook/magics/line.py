@@ -6,6 +6,7 @@ Runs in the notebook.
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
@@ -35,6 +36,7 @@ class LineMagics(Magics):  # type: ignore[misc] # IPython has no types
     def fal(self, line: str) -> Any:
         """Show and choose hosts.
 
+        %fal                             a live panel: hosts, devices, sessions, runs, apps, environments
         %fal connect NAME [--remember]   connect a host and send what follows there
         %fal hosts                       the hosts, and which is the current one
         %fal status [NAME]               the machine, its GPUs and workers
@@ -57,7 +59,7 @@ class LineMagics(Magics):  # type: ignore[misc] # IPython has no types
         host, and this kernel's own session there.
         """
         try:
-            command, *words = shlex.split(line) or ["help"]
+            command, *words = shlex.split(line) or ["panel"]
         except ValueError as error:
             raise UsageError(f"the line cannot be read: {error}") from None
         if command in NAME_COMMANDS:
@@ -81,6 +83,22 @@ def _about_names(command: str, namespace: dict[str, Any], words: list[str]) -> A
     except NameNotFoundError as error:
         raise UsageError(f"%fal {command}: {error}") from None
     return _Text(told) if isinstance(told, str) else told
+
+
+def _panel(_name: str | None, _flags: set[str]) -> Table | None:
+    from fal_notebook import display, panel
+    from fal_notebook.display.stop_button import has_widgets
+
+    if not (display.in_kernel() and has_widgets()):
+        return panel.table()
+    from fal_notebook.display.panel_view import PanelView
+    from fal_notebook.display.publishing import running
+
+    running.watch()
+    if not running.is_looked_at:
+        return panel.table()
+    PanelView(panel.look, partial(panel.table, patient=False))
+    return None
 
 
 def _connect(name: str | None, flags: set[str]) -> str:
@@ -226,6 +244,7 @@ class _Text(str):
 
 
 COMMANDS: dict[str, Callable[[str | None, set[str]], Any]] = {
+    "panel": _panel,
     "connect": _connect,
     "hosts": _hosts,
     "status": _status,

@@ -211,6 +211,12 @@ class Questions:
 
         return await asyncio.get_running_loop().run_in_executor(None, forget)
 
+    async def on_remove_environment(self, name: str) -> bool:
+        """Remove an environment that nobody uses; whether that could be done."""
+        if any(worker.key.environment == name for worker in self._pool.workers):
+            raise ValueError(f"environment {name} is in use: stop what runs in it first")
+        return await asyncio.get_running_loop().run_in_executor(None, self._environments.remove, name)
+
     async def on_sync(self, directory: str, manifest: str, force: bool = False) -> dict[str, Any]:
         """Go on making a folder below /data hold what a manifest says; see `fal_agent.mirror.folder`."""
         return await asyncio.get_running_loop().run_in_executor(

@@ -239,6 +239,11 @@ class EnvironmentCache:
                 total -= 0 if owners[file] else size
         return removed
 
+    def remove(self, name: str) -> bool:
+        """Remove one environment, unless somebody builds it or runs a process of it; whether it is gone."""
+        last_used = self._last_used(name) if _OURS.fullmatch(name) else None
+        return last_used is not None and name not in self._running() and self._remove(name, last_used)
+
     def _names(self) -> list[str]:
         try:
             found = [path.name for path in self._folders.environments.iterdir()]
