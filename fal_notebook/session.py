@@ -62,6 +62,7 @@ __all__ = [
     "run_cell",
     "session_names",
     "session_on",
+    "used_session",
 ]
 
 RETURN_LIMIT = 1 << 20  # bytes; a larger value stays on the host. FAL_NOTEBOOK_RETURN_LIMIT overrules it
@@ -129,6 +130,12 @@ def _keeper_of(host: str | Host | None, name: str | None) -> Keeper:
 def forget_session(session: Session) -> None:
     """What a session held is gone; it may be started anew with the same requirements."""
     session.begin_anew()
+
+
+def used_session(options: argparse.Namespace) -> tuple[Host | None, str]:
+    """The host and the name of the session that a cell with these options would run in; None if it is new."""
+    host, name = get_host(options.host), options.session or _kernel
+    return (host if (host.name, name) in _sessions else None), name
 
 
 def session_names(host: str | Host | None = None) -> list[str]:

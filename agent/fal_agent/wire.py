@@ -47,6 +47,7 @@ __all__ = [
     "Event",
     "Execute",
     "Failure",
+    "Found",
     "HealthPolicy",
     "Hello",
     "Interrupt",
@@ -59,6 +60,7 @@ __all__ = [
     "Listening",
     "Load",
     "Log",
+    "Look",
     "Message",
     "Moved",
     "Need",
@@ -674,6 +676,28 @@ class Execute:
 
 
 @dataclass(frozen=True)
+class Look:
+    """To a worker: what do the names of a session say about a place in a cell? Answered by `Found`."""
+
+    type: ClassVar[str] = "look"
+    number: int
+    session: str
+    action: str  # "complete" or "inspect"
+    code: str
+    cursor: int  # characters of `code` before it
+    detail: int = 0  # 1: sources too
+
+
+@dataclass(frozen=True)
+class Found:
+    """From a worker: what a `Look` found; see `fal_agent.worker.looking`."""
+
+    type: ClassVar[str] = "found"
+    number: int
+    content: Any = None  # None: nothing, or a call began meanwhile
+
+
+@dataclass(frozen=True)
 class Lend:
     """To a worker: listen on a socket for one notebook, and take its calls until it hangs up."""
 
@@ -750,6 +774,7 @@ Message = Union[
     Execute,
     Serving, Activity, Unwell, Runners, Load, Sick,
     Lane, LaneClosed, Lend, Lent, Listening, Recall, Returned, Adopt, Moved, Begun,
+    Look, Found,
 ]  # fmt: skip
 
 _TYPES: dict[str, type[Any]] = {cls.type: cls for cls in Message.__args__}  # type: ignore[attr-defined]

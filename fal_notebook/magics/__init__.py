@@ -5,14 +5,12 @@ Runs in the notebook. Magics parse their line and hand over; loading them contac
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+import contextlib
+from typing import Any
 
 __all__ = ["give_a_body", "load", "unload"]
 
-_undo: dict[Any, Callable[[], None]] = {}  # shell -> what takes our way of showing errors away again
+_undo: dict[Any, contextlib.ExitStack] = {}  # shell -> what takes our changes to it away again
 
 
 def give_a_body(lines: list[str]) -> list[str]:
@@ -27,6 +25,7 @@ def load(shell: Any) -> None:
     from fal_notebook.magics.cell import CellMagics
     from fal_notebook.magics.completion import add_completions
     from fal_notebook.magics.line import LineMagics
+    from fal_notebook.magics.writing import ask_sessions_of
 
     shell.register_magics(CellMagics)
     shell.register_magics(LineMagics)
@@ -34,7 +33,9 @@ def load(shell: Any) -> None:
     if give_a_body not in shell.input_transformers_cleanup:
         shell.input_transformers_cleanup.append(give_a_body)
     if shell not in _undo:
-        _undo[shell] = show_errors_of(shell)
+        _undo[shell] = contextlib.ExitStack()
+        for undo in (show_errors_of(shell), ask_sessions_of(shell)):
+            _undo[shell].callback(undo)
 
 
 def unload(shell: Any) -> None:
@@ -44,4 +45,4 @@ def unload(shell: Any) -> None:
     if give_a_body in shell.input_transformers_cleanup:
         shell.input_transformers_cleanup.remove(give_a_body)
     if shell in _undo:
-        _undo.pop(shell)()
+        _undo.pop(shell).close()

@@ -116,6 +116,13 @@ class Questions:
                 return await loop.run_in_executor(None, usage_of, worker.pid, worker.devices)
         return {}
 
+    async def on_look(self, session: str, **question: Any) -> Any:
+        """What the names of a session tell about a place in a cell, see `wire.Look`; None if nothing."""
+        for worker in self._pool.workers:
+            if session in worker.sessions:
+                return await worker.look(session, question)
+        return None
+
     async def on_environments(self) -> list[dict[str, Any]]:
         """The environments on the host, with their sizes."""
         return await asyncio.get_running_loop().run_in_executor(None, self._environments.infos)

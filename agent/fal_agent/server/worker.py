@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import logging
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent.server.parts import Part
 from fal_agent.server.process import WorkerProcess, describe_exit, oom_kills
@@ -23,12 +24,14 @@ from fal_agent.wire import (
     Display,
     Execute,
     Failure,
+    Found,
     Interrupt,
     Item,
     Lent,
     Listening,
     Load,
     Log,
+    Look,
     Message,
     Progress,
     Prompt,
@@ -55,6 +58,8 @@ __all__ = ["Worker"]
 _log = logging.getLogger(__name__)
 _INTERRUPT_GRACE = 5.0  # seconds that a call whose time is over has to react to its interrupt
 _END_GRACE = 2.0  # seconds between asking a worker to end and making it
+_LOOK_SECONDS = 2.0  # that the names of a session may take to tell about a cell
+_numbers = itertools.count(1)
 _SHARING = ("function", "map")  # kinds of calls of which several may run in one worker
 _EVENTS = (Log, Display, Clear, Progress, Prompt, Comm, Item, Serving, Result, Failure)
 
@@ -114,6 +119,7 @@ class Worker:
         self.exit_status: Optional[int] = None
         self._python = ""
         self._known: set[str] = set()
+        self._looks: dict[int, asyncio.Future[Any]] = {}
         self._oom_kills = oom_kills()
         self._startup_timer: Optional[asyncio.TimerHandle] = None
 
@@ -204,6 +210,20 @@ class Worker:
         if self.process is not None:
             self.process.send(message, buffers)
 
+    async def look(self, session: str, question: dict[str, Any]) -> Any:
+        """Ask the names of a session about a place in a cell; None at once while anything runs here."""
+        if self.runs or not self.is_ready:
+            return None
+        number = next(_numbers)
+        answer = self._looks[number] = asyncio.get_running_loop().create_future()
+        self.send(Look(number, session, **question))
+        try:
+            return await asyncio.wait_for(answer, _LOOK_SECONDS)
+        except asyncio.TimeoutError:
+            return None
+        finally:
+            self._looks.pop(number, None)
+
     # ------------------------------------------------------------ ends
 
     def interrupt(self, run: Run) -> None:
@@ -256,6 +276,10 @@ class Worker:
             run = self.runs.get(message.run_id)
             if isinstance(run, Part):
                 run.on_message(message)
+        elif isinstance(message, Found):
+            answer = self._looks.pop(message.number, None)
+            if answer is not None and not answer.done():
+                answer.set_result(message.content)
         elif isinstance(message, (Listening, Lent, Adopt, Returned)):
             self._on_lane(self, message)
 

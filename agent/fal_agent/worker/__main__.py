@@ -17,7 +17,7 @@ from typing import Optional
 
 from fal_agent.duplex import Duplex
 from fal_agent.runtime import progress
-from fal_agent.wire import Ack, Execute, Interrupt, Lend, Message, Ready, Recall, Reply, Runners
+from fal_agent.wire import Ack, Execute, Interrupt, Lend, Look, Message, Ready, Recall, Reply, Runners
 from fal_agent.worker import asking, datapaths, debugging
 from fal_agent.worker.capture import Capture
 from fal_agent.worker.context import tell_progress
@@ -57,6 +57,8 @@ def main(descriptor: int) -> None:
             executor.interrupt(message.run_id)
         elif isinstance(message, Reply):
             executor.reply(message, buffers[0] if buffers else b"")
+        elif isinstance(message, Look):
+            executor.look(message)
         elif isinstance(message, Lend):
             executor.lend(message)
         elif isinstance(message, Recall):

@@ -26,7 +26,7 @@ from fal_agent.duplex import c_signal
 from fal_agent.errors import ProtocolError
 from fal_agent.references import look_in
 from fal_agent.variables import variables_of
-from fal_agent.wire import Data, Execute, Failure, Lend, Listening, Reply, Result, Returned, Task
+from fal_agent.wire import Data, Execute, Failure, Found, Lend, Listening, Look, Reply, Result, Returned, Task
 from fal_agent.worker.app_runner import AppRunner
 from fal_agent.worker.context import CURRENT_CALL, CallContext
 from fal_agent.worker.debugging import clear_frames
@@ -142,6 +142,20 @@ class Executor:
         call = self._calls.get(message.run_id)
         if call is not None:
             call.answer(message.number, text.decode("utf-8", "replace"), message.error)
+
+    def look(self, message: Look) -> None:
+        """Answer what a person who writes a cell asks, beside the calls; not while one runs."""
+
+        def answer() -> None:
+            content = None
+            try:
+                content = None if self._calls else self._sessions.look(message)
+            except Exception:  # noqa: BLE001 - completers run the user's code, and who asks has nothing to mend
+                self._capture.log(traceback.format_exc())
+            assert self.duplex is not None
+            self.duplex.send(Found(message.number, content))
+
+        threading.Thread(target=answer, name="fal-look", daemon=True).start()
 
     def interrupt(self, run_id: str) -> None:
         """Raise KeyboardInterrupt in one call, if it runs."""

@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from fal_agent.framing import Buffer
+    from fal_agent.wire import Look
     from fal_agent.worker.context import CallContext
 
 __all__ = ["Sessions"]
@@ -136,6 +137,11 @@ class Sessions:
         session = self._sessions.get(name)
         if session is not None:
             session.hear(message, buffers, call)
+
+    def look(self, message: Look) -> Any:
+        """Say what a session's names tell about a place in a cell; see `fal_agent.worker.looking`."""
+        session = self._sessions.get(message.session)
+        return None if session is None else session.look(message)
 
     def value(self, name: str, version: str) -> Any:
         """Give the value of a version in a session.
@@ -241,6 +247,12 @@ class _Session:
         }
         with self._in_own_folder():
             self._shell.run_callback(lambda: comms.deliver(message["action"], whole), call)
+
+    def look(self, message: Look) -> Any:
+        """As `Sessions.look`."""
+        from fal_agent.worker.looking import look
+
+        return look(self._shell, message)
 
     # ------------------------------------------------------------ before the cell
 
