@@ -45,7 +45,7 @@ class NotebookCell:
             "first_line": first_line,
             "source": shown,
             "number": number,
-            "parent": display.message_id(),
+            "parent": display.message().get("header", {}).get("msg_id", ""),
         }
         lines = [line.strip() for line in code.splitlines() if line.strip()]
         telling = [line for line in lines if not line.startswith(_TELLS_NOTHING)]

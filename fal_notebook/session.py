@@ -485,6 +485,8 @@ class _Sending:
         """Take what came back; give the names that the notebook has got."""
         reply, buffers = _decode(received)
         self.stale, self.lacks, self.installed = reply["stale"], reply["lacks"], reply["installed"]
+        if reply["goes_on"]:
+            self._session.widgets.watch()
         if self.lacks:
             return {}
         if not self.stale:

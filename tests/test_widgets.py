@@ -156,15 +156,23 @@ def test_a_message_waits_while_a_cell_runs(kernel: Kernel) -> None:
     assert kernel.run("%%fal\norder").result == "['cell', 1]"
 
 
-def test_what_a_thread_does_to_a_widget_is_seen_with_the_next_call(kernel: Kernel) -> None:
+def test_a_thread_moves_a_widget_while_no_cell_runs(kernel: Kernel) -> None:
     cell = kernel.run(
-        "%%fal --no-return\nimport threading\np = w.IntProgress()\nend = threading.Event()\n"
-        "def work():\n    end.wait()\n    p.value = 9\n    end.clear()\n"
+        "%%fal --no-return\nimport threading, time\np = w.IntProgress(max=4)\n"
+        "def work():\n    for _ in range(4):\n        time.sleep(0.1)\n        p.value += 1\n"
         "threading.Thread(target=work).start()\np"
     )
-    kernel.run("%%fal\nend.set()")
-    kernel.run("%%fal\nwhile end.is_set(): pass")
-    assert kernel.widgets[kernel.view(cell)]["value"] == 9
+    kernel.until(lambda: kernel.widgets[kernel.view(cell)]["value"] == 4)
+
+
+def test_a_task_moves_a_widget_while_no_cell_runs(kernel: Kernel) -> None:
+    cell = kernel.run(
+        "%%fal --no-return\nimport asyncio\np = w.IntProgress(max=4)\n"
+        "async def work():\n    for _ in range(4):\n        await asyncio.sleep(0.02)\n        p.value += 1\n"
+        "    print('worked')\ntask = asyncio.ensure_future(work())\np"
+    )
+    kernel.until(lambda: kernel.widgets[kernel.view(cell)]["value"] == 4)
+    kernel.wait_for(cell, "worked")
 
 
 def test_the_end_of_the_session_closes_its_widgets(kernel: Kernel) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fal_agent.wire import Failure, Result
 from fal_notebook.display.errors import forget_error, note_error
@@ -33,7 +33,7 @@ __all__ = [
     "comm_bridge",
     "drawer",
     "in_kernel",
-    "message_id",
+    "message",
     "note_error",
 ]
 
@@ -47,13 +47,13 @@ def in_kernel() -> bool:
     return getattr(shell, "kernel", None) is not None
 
 
-def message_id() -> str:
-    """The id of the front end's message that this thread answers; "" outside of a kernel."""
+def message() -> dict[str, Any]:
+    """The front end's message that this thread answers; empty outside of a kernel."""
     if not in_kernel():
-        return ""
+        return {}
     from fal_notebook.display.publishing import parent_header
 
-    return str(parent_header().get("header", {}).get("msg_id", ""))
+    return dict(parent_header() or {})
 
 
 def comm_bridge(send: Send | None = None) -> CommBridge | None:

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import traceback
-from typing import Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent.duplex import Duplex
 from fal_agent.runtime import progress
@@ -23,6 +23,9 @@ from fal_agent.worker.capture import Capture
 from fal_agent.worker.context import tell_progress
 from fal_agent.worker.executor import Executor
 from fal_agent.worker.secrets import Secrets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["main"]
 
@@ -48,23 +51,21 @@ def main(descriptor: int) -> None:
     executor = Executor(capture, secrets)
     os.register_at_fork(after_in_child=executor.after_fork)
 
+    handlers: dict[type[Message], Callable[[Any, list[bytes]], None]] = {
+        Execute: executor.accept,
+        Ack: lambda message, _: executor.acknowledge(message.run_id, message.credit),
+        Interrupt: lambda message, _: executor.interrupt(message.run_id),
+        Reply: lambda message, buffers: executor.reply(message, buffers[0] if buffers else b""),
+        Look: lambda message, _: executor.look(message),
+        Lend: lambda message, _: executor.lend(message),
+        Recall: lambda message, _: executor.recall(message.lane),
+        Runners: lambda message, _: executor.route(message.runners),
+    }
+
     def on_message(message: Message, buffers: list[bytes]) -> None:
-        if isinstance(message, Execute):
-            executor.accept(message, buffers)
-        elif isinstance(message, Ack):
-            executor.acknowledge(message.run_id, message.credit)
-        elif isinstance(message, Interrupt):
-            executor.interrupt(message.run_id)
-        elif isinstance(message, Reply):
-            executor.reply(message, buffers[0] if buffers else b"")
-        elif isinstance(message, Look):
-            executor.look(message)
-        elif isinstance(message, Lend):
-            executor.lend(message)
-        elif isinstance(message, Recall):
-            executor.recall(message.lane)
-        elif isinstance(message, Runners):
-            executor.route(message.runners)
+        handler = handlers.get(type(message))
+        if handler is not None:
+            handler(message, buffers)
 
     def on_close(problem: Optional[Exception]) -> None:
         if problem is not None:

@@ -45,6 +45,7 @@ class Reply:
     listed: dict[str, dict[str, Any]] = field(default_factory=dict)
     dropped: int = 0
     exported: dict[str, list[Any]] = field(default_factory=dict)
+    goes_on: bool = False
 
 
 class Collector:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fal_agent.framing import Buffer
     from fal_agent.worker.context import CallContext
 
-__all__ = ["deliver", "hook", "speak_for"]
+__all__ = ["are_open", "deliver", "hook", "speak_for"]
 
 _MAX_HELD = 8 << 20  # bytes that are held for the next call; the oldest are forgotten
 
@@ -91,6 +91,11 @@ def hook() -> None:
         _comm_class.manager = importlib.import_module("comm.base_comm").CommManager()
     if comm.create_comm is not _create:  # at first, or after somebody imported ipykernel here
         comm.create_comm, comm.get_comm_manager = _create, _manager
+
+
+def are_open() -> bool:
+    """Whether there are widgets in this process."""
+    return _comm_class is not None and bool(_comm_class.manager.comms)
 
 
 def deliver(action: str, message: dict[str, Any]) -> None:

@@ -384,8 +384,10 @@ class Executor:
             )
             return [*pickling.dump(reply)[:1], *parts], False
         if task.kind == "comm":
-            self._sessions.hear(task.session or "", pickling.load(arguments[:1]), arguments[1:], call)
-            return dump_result(None, task.label), False
+            goes_on = self._sessions.hear(
+                task.session or "", pickling.load(arguments[:1]), arguments[1:], call
+            )
+            return dump_result(goes_on, task.label), False
         if task.kind == "gateway":
             self._serve_gateway(call)
             return dump_result(None, task.label), False

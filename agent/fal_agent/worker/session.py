@@ -52,6 +52,7 @@ Its reply is a dict, with the pickles of values in a list of buffers beside it:
     listed      dict    name -> what `describe_briefly` says, and its "version"; but for modules
     dropped     int     number of names that were forgotten
     exported    dict    name -> [path, bytes, ""], or ["", 0, why not]
+    goes_on     bool    there are widgets, and threads or tasks that may speak through them from now on
 """
 
 from __future__ import annotations
@@ -125,18 +126,21 @@ class Sessions:
         for session in self._sessions.values():
             session.forget_error()
 
-    def hear(self, name: str, message: dict[str, Any], buffers: Sequence[Buffer], call: CallContext) -> None:
+    def hear(self, name: str, message: dict[str, Any], buffers: Sequence[Buffer], call: CallContext) -> bool:
         """Deliver a front end's message to a widget of a session; of one that is gone nobody hears.
 
         Args:
             name: of the session.
-            message: "action" ("open", "msg" or "close"), "parent" (its id) and "content", as Jupyter has it.
+            message: "action" ("open", "msg" or "close"; "collect" only gives threads and tasks a chance to
+                speak), "parent" (its id), "metadata" and "content", as Jupyter has it.
             buffers: its binary buffers.
             call: takes what the widget's callbacks show.
+
+        Returns:
+            As `goes_on` of a cell's reply.
         """
         session = self._sessions.get(name)
-        if session is not None:
-            session.hear(message, buffers, call)
+        return session is not None and session.hear(message, buffers, call)
 
     def look(self, message: Look) -> Any:
         """Say what a session's names tell about a place in a cell; see `fal_agent.worker.looking`."""
@@ -223,6 +227,7 @@ class _Session:
             )
         if request["reads"]:
             buffers.append(self._exports.read(*request["reads"]))
+        reply.goes_on = self._goes_on()
         told = {*arrived, *left, *request["wanted"], *reply.handles}
         reply.versions = {name: version for name, version in self._versions.items() if name in told}
         return vars(reply), buffers
@@ -231,10 +236,14 @@ class _Session:
         """See `Sessions.forget_errors`."""
         self._shell.forget_error()
 
-    def hear(self, message: dict[str, Any], buffers: Sequence[Buffer], call: CallContext) -> None:
+    def hear(self, message: dict[str, Any], buffers: Sequence[Buffer], call: CallContext) -> bool:
         """Deliver a message to a widget; see `Sessions.hear`."""
         self._shell.become_current()
         _begin(call, message)
+        if message["action"] == "collect":
+            with self._in_own_folder():
+                self._shell.let_tasks_go_on(call)
+            return self._goes_on()
         msg_type, parent = f"comm_{message['action']}", message["parent"]
         whole = {
             "header": {"msg_id": parent, "msg_type": msg_type},
@@ -247,6 +256,10 @@ class _Session:
         }
         with self._in_own_folder():
             self._shell.run_callback(lambda: comms.deliver(message["action"], whole), call)
+        return self._goes_on()
+
+    def _goes_on(self) -> bool:
+        return comms.are_open() and bool(self._shell.goes_on)
 
     def look(self, message: Look) -> Any:
         """As `Sessions.look`."""

@@ -13,6 +13,7 @@ import linecache
 import os
 import re
 import sys
+import threading
 import types
 import warnings
 from contextlib import contextmanager, suppress
@@ -46,6 +47,8 @@ __all__ = ["SessionShell", "make_shell"]
 _REPORTING = ("run_code", "run_ast_nodes", "run_cell_async", "_run_cell")
 _OURS = str(Path(__file__).parent) + os.sep
 _TURNS = 8  # of the event loop after a callback
+_MOMENT = 0.05  # seconds
+_OTHER_THREADS = ("fal-", "IPythonHistorySavingThread", "asyncio_")  # none of which speaks by itself
 _DEBUGS = re.compile(r"^\s*%(?:debug|tb)\b|\bpdb\b|\blast_(?:value|traceback|exc)\b", re.MULTILINE)
 _INLINE = "module://matplotlib_inline.backend_inline"
 
@@ -225,6 +228,22 @@ class SessionShell(InteractiveShell):  # type: ignore[misc]
 
         self._run(run(), call)
 
+    def let_tasks_go_on(self, call: CallContext) -> None:
+        """Let tasks that cells have left behind run for a moment; `call` takes what they show."""
+        if self._tasks():
+            self._run(asyncio.sleep(_MOMENT), call)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether threads or tasks of the user's are left that may do something between calls."""
+        return bool(self._tasks()) or any(
+            thread is not threading.main_thread() and not thread.name.startswith(_OTHER_THREADS)
+            for thread in threading.enumerate()
+        )
+
+    def _tasks(self) -> set[Any]:
+        return asyncio.all_tasks(_loop())
+
     def _run(self, coroutine: Coroutine[Any, Any, Any], call: CallContext) -> Any:
         self._call, self._depth = call, 0
         try:
@@ -385,11 +404,17 @@ class SessionShell(InteractiveShell):  # type: ignore[misc]
         """Leave the streams alone: the worker captures them."""
 
 
-def _run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run a cell that awaits. An interrupt cancels it, and lets its `finally` blocks run."""
+def _loop() -> asyncio.AbstractEventLoop:
+    """The loop that runs while a cell does."""
     from IPython.core.async_helpers import get_asyncio_loop
 
-    loop = get_asyncio_loop()
+    loop: asyncio.AbstractEventLoop = get_asyncio_loop()
+    return loop
+
+
+def _run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a cell that awaits. An interrupt cancels it, and lets its `finally` blocks run."""
+    loop = _loop()
     task = loop.create_task(coroutine)
     try:
         return loop.run_until_complete(task)
