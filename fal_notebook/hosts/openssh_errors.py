@@ -16,58 +16,25 @@ from fal_agent.errors import (
     HostUnreachableError,
 )
 
-__all__ = ["NameNotFoundError", "login_error"]
+__all__ = ["login_error"]
 
-MAX_WORDS = 800  # characters of ssh's own that are shown
+MAX_LINES = 12  # of ssh's own that are shown
 _FORGET = re.compile(r"^\s*(ssh-keygen -f .+ -R .+)$", re.MULTILINE)
-_WARNINGS = re.compile(r"^(Warning: Permanently added|Pseudo-terminal|\*\* |@+$).*$", re.MULTILINE)
+_ON_THE_WAY = "UNKNOWN port 65535"  # how ssh calls what a ProxyCommand or a jump host leads to
+_CEREMONY = re.compile(  # lines that say nothing which the error does not
+    r"\s*(@.*|\*\* .*|WARNING: REMOTE HOST.*|IT IS POSSIBLE.*|Someone could be.*|It is also possible.*"
+    r"|Please contact.*|Add correct host key.*|remove with:|ssh-keygen -f .*|Host key for .* has changed.*"
+    r"|Warning: Permanently added.*|Pseudo-terminal.*|Connection closed by UNKNOWN.*)?\s*"
+)
 
+_ConnectionErrors = type[HostError] | type[ConfigurationError]
 
-class NameNotFoundError(OSError):
-    """A machine's name could not be looked up; the cause of an error that says so."""
-
-
-def login_error(
-    label: str, name: str, command: str, status: int, words: str
-) -> HostError | ConfigurationError:
-    """Make the error that says why `ssh` did not log in.
-
-    Args:
-        label: how messages call the machine.
-        name: as the user typed it.
-        command: what to type in a terminal to see it.
-        status: of the process.
-        words: what it wrote.
-    """
-    said = _WARNINGS.sub("", words).strip()[-MAX_WORDS:] or f"nothing, and ended with status {status}"
-    quoted = _quoted(said)
-    if re.search(r"Could not resolve hostname", words):
-        error = HostUnreachableError(
-            f"{label}: the machine's name could not be looked up; ssh said:\n{quoted}\n"
-            "Check its spelling, its HostName in the SSH configuration, and this machine's network"
-        )
-        error.__cause__ = NameNotFoundError(name)
-        return error
-    for pattern, kind, what, advice in _KINDS:
-        if re.search(pattern, words):
-            todo = advice.format(command=command, name=shlex.quote(name))
-            forget = _FORGET.search(words)
-            if forget and kind is HostKeyError:
-                todo += f":\n  {forget[1].strip()}"
-            return kind(f"{label}: {what}; ssh said:\n{quoted}\n{todo}")
-    todo = f"Try `{command}` in a terminal, with -v to see more"
-    return HostUnreachableError(f"{label}: ssh could not connect; it said:\n{quoted}\n{todo}")
-
-
-def _quoted(text: str) -> str:
-    return "\n".join(f"  {line.strip()}" for line in text.splitlines() if line.strip())
-
-
-_KINDS: tuple[tuple[str, type[HostError | ConfigurationError], str, str], ...] = (
+# What to look for, in this order; whose fault it is; what happened; what to do.
+_KINDS: tuple[tuple[str, _ConnectionErrors, str, str], ...] = (
     (
         (
-            "Bad configuration option|bad configuration options|Bad owner or permissions on|missing argument|"
-            "Unsupported option|keyword .* extra arguments"
+            "[Bb]ad configuration option|Bad owner or permissions on|missing argument|Unsupported option"
+            "|Bad Match|keyword .* extra arguments"
         ),
         ConfigurationError,
         "ssh does not understand its configuration",
@@ -83,18 +50,30 @@ _KINDS: tuple[tuple[str, type[HostError | ConfigurationError], str, str], ...] =
         "If the machine's administrator confirms the new key, forget the old one and connect again",
     ),
     (
-        "Host key verification failed|host key is known for|REVOKED|host key .*revoked",
+        "you have requested strict checking",
+        HostKeyError,
+        "its host key is not known, and StrictHostKeyChecking yes lets nobody be asked",
+        "Compare it with the machine's own, then add it to known_hosts; ssh-keyscan prints its lines",
+    ),
+    (
+        "Host key verification failed|REVOKED|host key .*revoked",
         HostKeyError,
         "its host key is not known and was not accepted",
         "Compare it with the machine's own, then run `{command}` once in a terminal and type yes",
     ),
     (
-        r"Permission denied \(|Too many authentication failures|Authentication failed|No more authentication",
+        "Could not resolve hostname",
+        HostUnreachableError,
+        "the machine's name could not be looked up",
+        "Check its spelling, its HostName in the SSH configuration, and this machine's network",
+    ),
+    (
+        r"Permission denied \(|Too many authentication failures|Authentication failed",
         AuthenticationError,
         "the server did not let you in",
         (
-            "See whether `{command}` works in a terminal; give the server your key with ssh-copy-id; or name "
-            "another user (user@host, or User in the SSH configuration)"
+            "See whether `{command}` works in a terminal; give the server your key with ssh-copy-id; or "
+            "name another user (user@host, or User in the SSH configuration)"
         ),
     ),
     (
@@ -107,7 +86,7 @@ _KINDS: tuple[tuple[str, type[HostError | ConfigurationError], str, str], ...] =
         "timed out",
         HostUnreachableError,
         "the machine did not answer",
-        "Check that the machine is on, that the address is right, and whether it needs a VPN or a jump host",
+        "Check that it is on, that the address is right, and whether it needs a VPN or a jump host",
     ),
     (
         "No route to host|Network is unreachable",
@@ -119,13 +98,19 @@ _KINDS: tuple[tuple[str, type[HostError | ConfigurationError], str, str], ...] =
         "stdio forwarding failed|administratively prohibited",
         HostUnreachableError,
         "the jump host did not connect further",
-        "Check the address as seen from the jump host, and that it allows forwarding (AllowTcpForwarding)",
+        "Check the address as seen from there, and that the jump host allows it (AllowTcpForwarding)",
     ),
     (
         "Unable to negotiate|no matching",
         HostUnreachableError,
         "the server has no method in common with this side",
         "Update the server, or allow one of its methods in the SSH configuration",
+    ),
+    (
+        _ON_THE_WAY,
+        HostUnreachableError,
+        "the ProxyCommand or ProxyJump did not connect",
+        "Run it by itself in a terminal to see what is wrong, or `{command}` with -v",
     ),
     (
         "kex_exchange_identification|Connection closed by|Connection reset by|Bad protocol|banner",
@@ -137,3 +122,29 @@ _KINDS: tuple[tuple[str, type[HostError | ConfigurationError], str, str], ...] =
         ),
     ),
 )
+
+
+def login_error(
+    label: str, name: str, command: str, status: int, words: str
+) -> HostError | ConfigurationError:
+    """Make the error that says why `ssh` did not log in.
+
+    Args:
+        label: how messages call the machine.
+        name: as the user typed it.
+        command: what to type in a terminal to see it.
+        status: of the process.
+        words: what it wrote.
+    """
+    lines = [line.strip() for line in words.splitlines() if not _CEREMONY.fullmatch(line)]
+    said = "\n".join(f"  {line}" for line in lines[-MAX_LINES:]) or f"  nothing (its status was {status})"
+    where = f"{label}, at a machine on the way" if _ON_THE_WAY in words else label
+    for pattern, kind, what, advice in _KINDS:
+        if re.search(pattern, words):
+            todo = advice.format(command=command, name=shlex.quote(name))
+            forget = _FORGET.search(words)
+            if forget and kind is HostKeyError:
+                todo += f":\n  {forget[1].strip()}"
+            return kind(f"{where}: {what}; ssh said:\n{said}\n{todo}")
+    todo = f"Try `{command}` in a terminal, with -v to see more"
+    return HostUnreachableError(f"{where}: ssh could not connect; it said:\n{said}\n{todo}")

@@ -141,7 +141,9 @@ def resolve(
         return _target(name, label or repr(name), alias, options, files=files, via=via)
     except (ConfigParseError, ValueError) as error:
         said = ", ".join(str(f) for f in files)
-        raise ConfigurationError(f"the SSH configuration ({said}) cannot be understood: {error}") from error
+        raise ConfigurationError(
+            f"{label or repr(name)}: the SSH configuration ({said}) cannot be understood: {error}"
+        ) from error
 
 
 def _target(

@@ -349,8 +349,9 @@ def _greeting_problem(target: Target, way: _Way, error: Exception) -> HostError:
             f"{target.label}: the SSH server at {target.where} has no method in common with this side: "
             f"{error}. Update the server"
         )
+    said = str(error).removeprefix("Error reading SSH protocol banner")  # and no space before the reason
     return HostUnreachableError(
         f"{target.label}: {target.where} accepted the connection but did not greet as an SSH server does: "
-        f"{str(error) or 'it hung up'}. Check the port; if it is right, the server may be overloaded or may "
+        f"{said or 'it hung up'}. Check the port; if it is right, the server may be overloaded or may "
         f"block this address: try `{target.ssh_command}`"
     )

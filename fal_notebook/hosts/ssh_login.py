@@ -75,6 +75,8 @@ class _Login:
                     f"The agent holds {self.agent_keys} keys, which may be more than the server listens to: "
                     "name the right one by IdentityFile, with IdentitiesOnly yes. "
                 )
+        if not self.tried and self._may("publickey"):
+            text += "There is no key here: `ssh-keygen -t ed25519` makes one. "
         if isinstance(self.prompt, SilentPrompt) and not target.batch and self._could_ask():
             text += (
                 "Nobody could be asked for a password here: connect once from a notebook or a terminal where "
