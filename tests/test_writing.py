@@ -59,8 +59,8 @@ def test_the_names_of_the_session_are_known(kernel: Kernel) -> None:
     assert code[reply["cursor_start"] : reply["cursor_end"]] == "far_m"
     assert "Does it there." in inspect(kernel, "%%fal\nremote_value.far_method")
     assert "Source:" in inspect(kernel, "%%fal\nremote_value.far_method", 1)
-    both = complete(kernel, "%%fal\nnotebook_")["matches"]
-    assert both == ["notebook_there", "notebook_value"]
+    both = ["notebook_there", "notebook_value"]
+    until(lambda: complete(kernel, "%%fal\nnotebook_")["matches"] == both, seconds=60)
 
 
 def test_other_cells_lines_and_sessions_are_left_alone(kernel: Kernel) -> None:

@@ -19,6 +19,10 @@ def give_a_body(lines: list[str]) -> list[str]:
     return [lines[0].rstrip("\n") + "\n", "\n"] if is_alone and not lines[0].rstrip().endswith("?") else lines
 
 
+# IPython is not to call it to see whether a cell is complete: in a terminal the body comes in the next line.
+setattr(give_a_body, "has_side_effects", True)  # noqa: B010 - a function has no such attribute for mypy
+
+
 def load(shell: Any) -> None:
     """Add the magics and their completions to an IPython shell."""
     from fal_notebook.display.errors import show_errors_of

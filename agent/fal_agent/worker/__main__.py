@@ -51,15 +51,15 @@ def main(descriptor: int) -> None:
     executor = Executor(capture, secrets)
     os.register_at_fork(after_in_child=executor.after_fork)
 
-    handlers: dict[type[Message], Callable[[Any, list[bytes]], None]] = {
+    handlers: dict[type, Callable[[Any, list[bytes]], None]] = {
         Execute: executor.accept,
-        Ack: lambda message, _: executor.acknowledge(message.run_id, message.credit),
-        Interrupt: lambda message, _: executor.interrupt(message.run_id),
-        Reply: lambda message, buffers: executor.reply(message, buffers[0] if buffers else b""),
-        Look: lambda message, _: executor.look(message),
-        Lend: lambda message, _: executor.lend(message),
-        Recall: lambda message, _: executor.recall(message.lane),
-        Runners: lambda message, _: executor.route(message.runners),
+        Ack: lambda ack, _: executor.acknowledge(ack.run_id, ack.credit),
+        Interrupt: lambda interrupt, _: executor.interrupt(interrupt.run_id),
+        Reply: lambda reply, buffers: executor.reply(reply, buffers[0] if buffers else b""),
+        Look: lambda look, _: executor.look(look),
+        Lend: lambda lend, _: executor.lend(lend),
+        Recall: lambda recall, _: executor.recall(recall.lane),
+        Runners: lambda runners, _: executor.route(runners.runners),
     }
 
     def on_message(message: Message, buffers: list[bytes]) -> None:
