@@ -11,10 +11,10 @@ import hashlib
 import platform
 import re
 import shlex
-import sys
 from typing import TYPE_CHECKING
 
 from fal_agent.errors import HostUnreachableError
+from fal_notebook.hosts import steps
 from fal_notebook.hosts.bringing import bring, megabytes, tool_script, unpack
 from fal_notebook.hosts.platforms import Platform
 from fal_notebook.hosts.python_archive import COMPILERS_LIBRARIES, python_for
@@ -76,7 +76,7 @@ def provide(link: Link, host_name: str, facts: dict[str, str]) -> None:
     if not facts["uv"]:
         facts["uv"] = _bring_uv(link, host_name, target, root, can_unzip="gzip" in tools)
     if not facts["python"]:
-        found = _download_there(link, host_name, facts["uv"], root)
+        found = _download_there(link, facts["uv"], root)
         facts["python"] = found or _bring_python(link, host_name, target, root, tools)
 
 
@@ -85,8 +85,8 @@ def _bring_uv(link: Link, host_name: str, target: Platform, root: str, *, can_un
     place = f"{root}/bin/uv"
     if can_unzip:
         packed = gzip.compress(program, compresslevel=4, mtime=0)
-        _tell(f"{host_name} has no uv: sending it, {megabytes(len(packed))}")
-        bring(link, f"{place}.gz", packed, what="uv", tell=_tell)
+        steps.tell(f"it has no uv: sending one, {megabytes(len(packed))}")
+        bring(link, f"{place}.gz", packed, what="uv")
         quoted = shlex.quote(place)
         script = (
             f"umask 077; gzip -dc < {quoted}.gz > {quoted}.$$ && chmod 700 {quoted}.$$ && "
@@ -94,15 +94,15 @@ def _bring_uv(link: Link, host_name: str, target: Platform, root: str, *, can_un
         )
         if link.run(script, timeout=_UNPACK).status == 0:
             return place
-    _tell(f"{host_name} has no uv: sending it, {megabytes(len(program))}")
-    bring(link, place, program, what="uv", tell=_tell, mode=0o700)
+    steps.tell(f"it has no uv: sending one, {megabytes(len(program))}")
+    bring(link, place, program, what="uv", mode=0o700)
     return place
 
 
-def _download_there(link: Link, host_name: str, uv: str, root: str) -> str:
+def _download_there(link: Link, uv: str, root: str) -> str:
     """Let the machine's own uv download a Python; empty if it cannot."""
     version = ".".join(platform.python_version_tuple()[:2])
-    _tell(f"{host_name} has no Python: its uv tries to download {version}")
+    steps.tell(f"it has no Python: its uv tries to download {version}")
     script = _OWN_DOWNLOAD.format(pythons=shlex.quote(f"{root}/pythons"), uv=shlex.quote(uv), version=version)
     done = link.run(script, timeout=_DOWNLOAD)
     if done.status != 0:  # the agent need not find out again
@@ -121,9 +121,9 @@ def _bring_python(link: Link, host_name: str, target: Platform, root: str, tools
     data = packed.data if "gzip" in tools else gzip.decompress(packed.data)
     version = re.sub(r"cpython-([\d.]+)-.*", r"\1", packed.name)
     size = megabytes(len(data))
-    _tell(f"{host_name} cannot download it: sending Python {version} ({packed.source}), {size}")
+    steps.tell(f"sending Python {version} ({packed.source}), {size}")
     folder = f"{root}/pythons/{packed.name}-{hashlib.sha256(data).hexdigest()[:8]}"
-    bring(link, f"{folder}.tar", data, what=f"Python {version}", tell=_tell)
+    bring(link, f"{folder}.tar", data, what=f"Python {version}")
     unpack(link, f"{folder}.tar", folder, gunzip="gzip" in tools)
     link.run(_OWN_LIBRARIES.format(folder=shlex.quote(folder), names=" ".join(COMPILERS_LIBRARIES)))
     python = f"{folder}/bin/python3"
@@ -136,9 +136,3 @@ def _bring_python(link: Link, host_name: str, target: Platform, root: str, tools
             "Install Python 3.9 or newer there"
         )
     return python
-
-
-def _tell(text: str) -> None:
-    """Say what is going on: the first contact is not a run that could show it."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()

@@ -11,10 +11,9 @@ import shlex
 from typing import TYPE_CHECKING
 
 from fal_agent.errors import HostError
+from fal_notebook.hosts import steps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from fal_notebook.hosts.base import Link
 
 __all__ = ["bring", "megabytes", "tool_script", "unpack"]
@@ -44,9 +43,7 @@ rm -rf "$beside" {archive}
 """
 
 
-def bring(
-    link: Link, path: str, data: bytes, *, what: str, tell: Callable[[str], None], mode: int = 0o600
-) -> None:
+def bring(link: Link, path: str, data: bytes, *, what: str, mode: int = 0o600) -> None:
     """Put a file on the machine, whole or not at all.
 
     Args:
@@ -54,7 +51,6 @@ def bring(
         path: where it goes; its folder is made.
         data: its content.
         what: its name for people.
-        tell: gets a line when a transfer goes on where it was.
         mode: permissions.
 
     Raises:
@@ -64,7 +60,7 @@ def bring(
     folder, part = path.rpartition("/")[0], f"{path}.{digest[:16]}.part"
     places = {"folder": shlex.quote(folder), "part": shlex.quote(part), "path": shlex.quote(path)}
     for _ in range(_TRIES):
-        _send(link, places, data, what=what, tell=tell)
+        _send(link, places, data, what=what)
         finish = _FINISH.format(**places, digest=digest, mode=mode)
         done = link.run(finish, timeout=_LONG)
         if done.status == 0:
@@ -74,10 +70,10 @@ def bring(
     raise HostError(f"{what} could not be put into {path}: {_said(done.stderr)}")
 
 
-def _send(link: Link, places: dict[str, str], data: bytes, *, what: str, tell: Callable[[str], None]) -> None:
+def _send(link: Link, places: dict[str, str], data: bytes, *, what: str) -> None:
     offset = _arrived(link, places, len(data))
     if offset:
-        tell(f"{what}: going on at {megabytes(offset)} of {megabytes(len(data))}")
+        steps.tell(f"sending {what}: going on at {megabytes(offset)} of {megabytes(len(data))}")
     while offset < len(data):
         piece = data[offset : offset + _PIECE]
         timeout = _QUICK + len(piece) / _SLOWEST
@@ -85,6 +81,7 @@ def _send(link: Link, places: dict[str, str], data: bytes, *, what: str, tell: C
         if done.status != 0:
             raise HostError(f"{what} could not be put into {places['path']}: {_said(done.stderr)}")
         offset += len(piece)
+        steps.tell(f"sending {what}: {megabytes(offset)} of {megabytes(len(data))}")
 
 
 def _arrived(link: Link, places: dict[str, str], size: int) -> int:

@@ -121,7 +121,7 @@ class AgentClient:
         self._problem: str | None = None
         self._closed = threading.Event()
         self._heard = time.monotonic()
-        self._is_closed_here = False
+        self._is_closed_here = self._is_nonsense = False
         self.on_lost: Callable[[list[AgentExecution], str], None] | None = None
         self.welcome: Welcome | None = None
         self._duplex = Duplex(stream, self._on_message, self._on_close, name=f"fal-{host_name}")
@@ -298,7 +298,7 @@ class AgentClient:
     def _greet(self) -> None:
         self._send(Hello(client_id(), self._part_size, shares_files=self._blob_folder is not None))
         if not self._greeted.wait(_GREETING_TIMEOUT) or self.welcome is None:
-            is_broken = self._closed.is_set()
+            is_broken = self._closed.is_set() and not self._is_nonsense
             self._duplex.close()
             if is_broken:
                 raise self._lost_error()
@@ -559,6 +559,7 @@ class AgentClient:
         self._problem = self._problem or (str(problem) if problem is not None else None)
         if isinstance(problem, ProtocolError):
             self._problem = f"what answers there is no agent of ours, or is out of order: {problem}"
+            self._is_nonsense = True
             self.on_lost = None  # connecting again would bring more of the same
         self._closed.set()
         self._greeted.set()

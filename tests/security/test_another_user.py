@@ -156,7 +156,7 @@ for _ in range(50):
 class Door:
     """Answers whoever is let in, and counts them."""
 
-    may_repeat = False
+    may_repeat = may_repeat_refused = False
 
     def __init__(self, *, own_user_only: bool) -> None:
         self.own_user_only, self.asked = own_user_only, 0

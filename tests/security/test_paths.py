@@ -11,6 +11,7 @@ import pytest
 
 from fal_agent.errors import AppFileUploadException, HostUnreachableError
 from fal_agent.server.appfiles import lay_out_files
+from fal_notebook.config import HostSettings
 from fal_notebook.hosts import ssh
 
 PATHS = {
@@ -56,12 +57,14 @@ def test_a_folder_is_no_command_for_the_hosts_shell(root: str, tmp_path: Path) -
     mark = tmp_path / "mark"
 
     class Link:
+        forwarding_is_forbidden = False
+
         def run(self, command: str, **_: Any) -> Any:
             return Done(subprocess.run(["/bin/sh", "-c", command], capture_output=True, check=False))
 
     host = ssh.SSHHost(f"evil; touch {mark}")
     with contextlib.suppress(HostUnreachableError):  # "could not be looked at" is a fair answer too
-        host._probe(Link(), root.format(mark=mark), None, "0" * 64)  # type: ignore[arg-type]
+        host._probe(Link(), HostSettings("evil", root=root.format(mark=mark)), "0" * 64)  # type: ignore[arg-type]
 
     assert not mark.exists()
 
