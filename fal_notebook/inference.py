@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from importlib.metadata import Distribution
 
-__all__ = ["infer_requirements"]
+__all__ = ["infer_requirements", "project_of"]
 
 _OURS = frozenset({"fal_notebook", "fal_agent", "fal"})
 _PROJECTS = {  # modules that are named unlike the project that holds them
@@ -78,7 +78,7 @@ def infer_requirements(imports: Iterable[str]) -> list[str]:
                 if line is not None:
                     found[canonical_name(name)] = line
         elif not _is_local(top):
-            project = _project_of(module)
+            project = project_of(module)
             if project is not None:
                 found.setdefault(canonical_name(project), project)
     return [found[name] for name in sorted(found)]
@@ -105,7 +105,7 @@ def _distributions(_state: tuple[tuple[str, int], ...]) -> Mapping[str, list[str
     return found
 
 
-def _project_of(module: str) -> str | None:
+def project_of(module: str) -> str | None:
     """The project that holds a module which is not installed here; None where nothing can be said."""
     parts = module.split(".")
     if parts[0] == "google":  # many projects share it

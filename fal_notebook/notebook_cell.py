@@ -29,6 +29,7 @@ class NotebookCell:
         names: what it reads and binds.
         place: "code", "filename", "first_line", "source" and "number" of its request.
         label: its first line that says something.
+        line: its magic's line, "%%fal ...".
     """
 
     def __init__(self, shell: Any, code: str) -> None:
@@ -37,6 +38,7 @@ class NotebookCell:
         source, number = _whole_text(shell, code)
         above = source[: source.rindex(code)]
         first_line = above.count("\n") + 1
+        self.line = above.strip().rpartition("\n")[2]
         shown = _shown(shell, above, code)
         filename = _known_as(shell, source, shown, number)
         self.place: dict[str, Any] = {

@@ -8,13 +8,13 @@ in `linecache`. Everything else becomes an error of ours that names the host and
 from __future__ import annotations
 
 import ast
-import importlib.metadata
 import linecache
 import sys
 import types
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fal_agent import errors, pickling
+from fal_notebook.advice import missing_advice, missing_in, requirement_advice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fal_agent.framing import Buffer
     from fal_agent.wire import Failure
 
-__all__ = ["exception_from", "make_traceback", "reraise"]
+__all__ = ["add_note", "exception_from", "make_traceback", "reraise"]
 
 _SIGKILL = 9
 _RAISED = "<raised>"  # a name that no variable has
@@ -93,7 +93,9 @@ def _user_error(failure: Failure, parts: Sequence[Buffer], host_name: str) -> Ba
     if opened[0] is None:
         return _wrapped(first, failure, host_name)
     if isinstance(first, ModuleNotFoundError) and first.name:
-        _add_note(first, missing_advice(first.name, host_name))
+        add_note(first, missing_advice(first.name, host_name))
+    elif (requirement := missing_in(first)) is not None:
+        add_note(first, requirement_advice(requirement, host_name))
     return first
 
 
@@ -119,7 +121,7 @@ def _stand_in(description: dict[str, Any]) -> BaseException:
     )
     error: BaseException = cls(description.get("text", ""))
     for note in description.get("notes", ()):
-        _add_note(error, note)
+        add_note(error, note)
     return error
 
 
@@ -142,10 +144,10 @@ def _dress(
     error.__traceback__ = make_traceback(frames, sources, host_name)
     skipped = sum(frame.get("skipped", 0) for frame in frames)
     if skipped:
-        _add_note(error, f"({skipped} frames in the middle of the traceback are not shown)")
+        add_note(error, f"({skipped} frames in the middle of the traceback are not shown)")
 
 
-def _add_note(error: BaseException, note: str) -> None:
+def add_note(error: BaseException, note: str) -> None:
     """`add_note`, also on Python 3.10, where tracebacks do not print notes yet."""
     if hasattr(error, "add_note"):
         error.add_note(note)
@@ -268,29 +270,6 @@ _shown: set[str] = set()  # names in `linecache` that are ours
 
 
 # ---------------------------------------------------------------- other failures
-
-
-def missing_advice(module: str, host_name: str) -> str:
-    """Say how to get a module onto a host."""
-    top = module.partition(".")[0]
-    loaded = sys.modules.get(top)
-    path = getattr(loaded, "__file__", None)
-    if isinstance(path, str) and not any(part in path for part in ("site-packages", "dist-packages")):
-        return (
-            f"{top!r} is a module of yours that {host_name!r} does not have: "
-            f'add local_python_modules=["{top}"] to send it along'
-        )
-    distribution = _distribution(top)
-    return (
-        f"the environment on {host_name!r} lacks {top!r}: "
-        f'add requirements=["{distribution}"] to the function, or -r {distribution} to the cell'
-    )
-
-
-def _distribution(module: str) -> str:
-    """Give the distribution that a module comes from, by what is installed here; else its own name."""
-    found = importlib.metadata.packages_distributions().get(module) or [module]
-    return found[0]
 
 
 def _missing(failure: Failure, host_name: str) -> BaseException:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import re
 import sys
 import uuid
 from concurrent.futures import Future
@@ -23,6 +24,7 @@ from fal_agent.errors import EnvironmentBuildError, FalServerlessError, Requirem
 from fal_agent.silence import silence
 from fal_agent.wire import Call, Failure
 from fal_notebook import config, display
+from fal_notebook.advice import line_with, missing_in, requirements_change
 from fal_notebook.environment import (
     environment_spec,
     is_requirement,
@@ -41,6 +43,7 @@ from fal_notebook.names import SessionNames
 from fal_notebook.notebook_cell import NotebookCell
 from fal_notebook.options import FunctionOptions, make_options
 from fal_notebook.payload import make_parcel
+from fal_notebook.rebuild import add_note
 from fal_notebook.returning import cell_key, find_earlier, forget_earlier, told
 from fal_notebook.run import Draw, Run, follow, start
 from fal_notebook.secrets import read_secrets
@@ -72,6 +75,7 @@ _HUGE = 64 << 20  # bytes; a larger value is named before it travels
 _NOWHERE = {"code": "", "filename": "", "first_line": 1, "source": "", "number": 0}
 _TRIES = 3  # the session may be started anew between two of them
 _AUTO = "auto"
+_REQUIRE_AUTO = re.compile(r"(?:-r|--require)[ =]?auto(?=\s|$)")
 _REFUSALS = (EnvironmentBuildError, RequirementError, ResourceError)  # the cell's needs cannot be met
 _REFUSAL_KINDS = ("environment", "requirement", "resources")
 
@@ -201,9 +205,11 @@ class Session:
         if needs == self._settings and not options.fresh:
             self._settings = settings  # one more secret needs no other process
             return
+        if _AUTO in options.require:
+            display.remark(f"-r auto means: {_pasted(cell.line, requirements)}")
         if self.names.is_used and not options.fresh:
-            added = [line for line in requirements if line not in self._requirements]
-            why = f"it now has {', '.join(added)}" if added else "its needs have changed"
+            changed = requirements_change(self._requirements, requirements)
+            why = f"its requirements have changed: {changed}" if changed else "its needs have changed"
             sys.stderr.write(f"The session on {self.host.name} starts anew: {why}.\n")
         self._before = self._requirements, self._settings, self.names, self._installed
         self._is_fresh = options.fresh or self.names.is_used
@@ -259,13 +265,15 @@ class Session:
         """Run a cell and wait for it."""
         __tracebackhide__ = True
         for _ in range(_TRIES):
+            draw = display.drawer(self.widgets.bridge)
             sending = _Sending(self, self.names, cell, options, self._installed)
             run = sending.start()
             if options.output is not None:
                 cell.namespace[options.output] = run
             try:
-                follow(run, display.drawer(self.widgets.bridge))
+                follow(run, draw)
             except BaseException as error:
+                _advise(error, cell)
                 if not run.seen():  # it goes on there, unwatched
                     forget_earlier(self.host.name)
                 if isinstance(error, _REFUSALS):
@@ -549,6 +557,22 @@ def _requirements(options: argparse.Namespace, cell: NotebookCell) -> list[str]:
         lines += read_requirements_file(options.requirements_file)
     block = pep723_block(cell.place["code"])
     return lines if block is None else [*lines, *block.dependencies]
+
+
+def _pasted(line: str, requirements: Iterable[str]) -> str:
+    """Give a magic's line with these requirements instead of `-r auto`."""
+    words = [word for word in re.split(r"\s+", _REQUIRE_AUTO.sub("", line)) if word]
+    pasted = " ".join(words) or "%%fal"
+    for requirement in requirements:
+        pasted = line_with(pasted, requirement)
+    return pasted
+
+
+def _advise(error: BaseException, cell: NotebookCell) -> None:
+    """Add the line to run to an error that tells of something missing on the host."""
+    requirement = missing_in(error)
+    if requirement is not None and cell.line.startswith("%%"):
+        add_note(error, f"run the cell with: {line_with(cell.line, requirement)}")
 
 
 def _merged(lines: Iterable[str], others: Iterable[str]) -> list[str]:

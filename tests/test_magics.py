@@ -298,7 +298,9 @@ def test_a_session_keeps_its_requirements_and_what_is_added_starts_it_anew(
     assert fresh.run(f"%%fal -r '{wheels['probe_a']}'\nnext(gone)").result == "1"
     cell = fresh.run(f"%%fal -r '{wheels['probe_b']}'\nimport probe_a, probe_b\nmine, 'gone' in globals()")
     assert cell.result == "([1], False)"
-    assert cell.errors.startswith("The session on local starts anew: it now has probe_b @ file://")
+    assert cell.errors.startswith(
+        "The session on local starts anew: its requirements have changed: + probe_b @ file://"
+    )
     assert "No module named 'probe_b'" in fresh.run("%%fal --fresh\nimport probe_b").error
 
 

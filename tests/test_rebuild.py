@@ -201,7 +201,7 @@ def test_a_missing_module_in_the_users_code_comes_with_the_fix() -> None:
     error = travelled(run_cell("import no_such_package.sub"))
 
     assert type(error) is ModuleNotFoundError
-    assert 'requirements=["no_such_package"]' in error.__notes__[-1]  # type: ignore[attr-defined]
+    assert 'requirements=["no-such-package"]' in error.__notes__[-1]  # type: ignore[attr-defined]
 
 
 def test_raising_again_does_not_lengthen_the_traceback() -> None:

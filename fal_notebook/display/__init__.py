@@ -6,6 +6,7 @@ Runs in the notebook. `drawer` gives what draws the events of a call that the ma
 
 from __future__ import annotations
 
+import html
 import sys
 import threading
 import time
@@ -35,6 +36,7 @@ __all__ = [
     "in_kernel",
     "message",
     "note_error",
+    "remark",
 ]
 
 STRIP_AFTER = 5.0  # seconds that a call runs before a strip shows what its worker does
@@ -174,6 +176,16 @@ def _may_show_strip(run: Stoppable) -> bool:
     from fal_notebook.display.publishing import running
 
     return running.is_looked_at
+
+
+def remark(text: str) -> None:
+    """Say something of ours below the cell that is running, apart from what it prints; else on stderr."""
+    if not in_kernel():
+        sys.stderr.write(f"{text}\n")
+        return
+    from fal_notebook.display.publishing import note, publish
+
+    publish({"text/plain": text, "text/html": note(html.escape(text))}, {})
 
 
 def background(label: str, bridge: CommBridge | None = None) -> Draw:

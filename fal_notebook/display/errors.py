@@ -58,9 +58,7 @@ class HeldError:
 
     def _advice(self) -> list[str]:
         """What was added here to the error of a missing module: how to get it onto the host."""
-        return (
-            list(getattr(self.error, "__notes__", ())) if isinstance(self.error, ModuleNotFoundError) else []
-        )
+        return list(getattr(self.error, "__notes__", ())) if isinstance(self.error, ImportError) else []
 
 
 _held: list[HeldError] = []  # of the cell that runs now; one at most
