@@ -7,6 +7,7 @@ are captured when it is called.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -34,6 +35,7 @@ from fal_notebook.options import FunctionOptions, Options, make_options
 from fal_notebook.payload import Packed, make_parcel, pack_arguments, pack_function
 from fal_notebook.run import Items, Run, follow, start
 from fal_notebook.secrets import read_secrets
+from fal_notebook.trips import going_to
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -163,7 +165,9 @@ class Function:
                 f"{self.app_name}.on(serve=False, exposed_port=None).map(...)"
             )
         host = self.host
-        packed = self._pack()
+        with going_to(host) as trip:
+            packed = self._pack()
+        trip.bring()
         arguments = zip(*iterables, strict=False)
 
         def submit(chunk: list[tuple[Any, ...]], run_started: Callable[[Parcel], Run]) -> Run:
@@ -263,14 +267,20 @@ class Function:
         packed: Packed | None = None,
         snapshot: bool = True,
     ) -> Parcel:
-        packed = packed or self._pack()
-        arguments = pack_arguments(
-            args, kwargs, label=self.__qualname__, func=self.raw_func, snapshot=snapshot
-        )
+        with going_to(host) as trip:
+            packed = packed or self._pack()
+            arguments = pack_arguments(
+                args, kwargs, label=self.__qualname__, func=self.raw_func, snapshot=snapshot
+            )
+        trip.bring()
         if self.settings.app_files:
             travelling = travelling_files(self.raw_func, self.settings)
             call = self._call(host, kind, packed, travelling)
             return make_parcel(call, packed, arguments, blobs=travelling.blobs)
+        if trip.seen and kind == "function":
+            call = self._call(host, kind, packed, TravellingFiles())
+            home = trip.best_session(call.environment)  # there its values need not be opened
+            return make_parcel(dataclasses.replace(call, session=home), packed, arguments)
         environ = read_secrets(self.settings.secrets or (), what=f"{self.__qualname__}()")
         # Equal calls are the same object: the agent then knows all but the arguments already.
         now = time.monotonic()

@@ -7,12 +7,31 @@ cannot be pickled. In cells of the same session its name means the value itself.
 from __future__ import annotations
 
 import html
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from fal_agent.errors import FalServerlessError
+from fal_notebook.trips import Trip, travelling
 
-__all__ = ["Handle"]
+__all__ = ["Handle", "Keeper", "bytes_as_text", "keepers", "shape_as_text"]
+
+
+class Keeper(Protocol):
+    """What looks after handles; see `fal_notebook.keeping`."""
+
+    def get(self, handle: Handle) -> Any:
+        """Bring a value here."""
+
+    def move(self, handle: Handle, host: Any, session: str | None) -> Handle:
+        """Copy a value to another session."""
+
+    def delete(self, handle: Handle) -> None:
+        """Take a value out of its session."""
+
+    def refer(self, handle: Handle, trip: Trip) -> tuple[Any, ...]:
+        """Give what a pickle says of a handle that travels."""
+
+
+keepers: dict[tuple[str, str], Keeper] = {}  # by host and session
 
 
 class Handle:
@@ -27,15 +46,19 @@ class Handle:
         shape: of an array or a table, else None.
         dtype: text, or None.
         device: where a tensor lives, or None.
+        length: of a text or a container, else None.
         preview: its repr, shortened.
     """
 
     __slots__ = (
-        "_fetch",
+        "__weakref__",
+        "_described",
         "_html",
+        "_keeper",
         "device",
         "dtype",
         "host",
+        "length",
         "name",
         "preview",
         "session",
@@ -53,39 +76,81 @@ class Handle:
         *,
         version: str,
         described: dict[str, Any],
-        fetch: Callable[[Handle], Any],
+        keeper: Keeper | None,
     ) -> None:
-        shape = described.get("shape")
         self.host, self.session, self.name, self.version = host, session, name, version
+        self._keeper = keeper
+        self.describe(described)
+
+    def describe(self, described: dict[str, Any]) -> None:
+        """Know what is said of the value now."""
+        self._described = described
+        shape = described.get("shape")
         self.type = str(described.get("type", "object"))
         self.size: int | None = described.get("size")
         self.shape = None if shape is None else tuple(shape)
         self.dtype: str | None = described.get("dtype")
         self.device: str | None = described.get("device")
+        self.length: int | None = described.get("length")
         self.preview = str(described.get("repr", ""))
         self._html: str | None = described.get("html")
-        self._fetch = fetch
 
     def get(self) -> Any:
         """Bring the value here; the name in the notebook stays a handle.
 
+        A large one comes in pieces: how far it is is shown, and an interrupt ends it.
+
         Raises:
-            FalServerlessError: the session has ended, or the name stands for something else by now.
-            FalSerializationError: the value cannot be pickled.
+            FalServerlessError: the session has ended, or the value is gone; or it cannot be pickled.
         """
         __tracebackhide__ = True
-        return self._fetch(self)
+        return self._kept().get(self)
+
+    def to(self, host: Any, *, session: str | None = None) -> Handle:
+        """Copy the value to another host, by way of the notebook, in pieces; it also stays where it is.
+
+        Args:
+            host: the host, or its name.
+            session: there; None is this kernel's own.
+
+        Returns:
+            A handle on the copy, for cells and functions over there.
+
+        Raises:
+            FalServerlessError: the value is gone, or cannot be pickled.
+        """
+        __tracebackhide__ = True
+        return self._kept().move(self, host, session)
+
+    def delete(self) -> None:
+        """Take the value out of its session, and free its memory; the handle stands for nothing then."""
+        __tracebackhide__ = True
+        self._kept().delete(self)
+
+    def _kept(self) -> Keeper:
+        keeper = self._keeper or keepers.get((self.host, self.session))
+        if keeper is None:
+            raise FalServerlessError(
+                f"{self.name!r} is a handle of another kernel, on a value in its session {self.session!r} on "
+                f"{self.host!r}; make the value in this kernel"
+            )
+        return keeper
 
     def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):  # what libraries ask any object for
+            raise AttributeError(attribute)
         raise AttributeError(
             f"{self.name!r} ({self.type}) stayed on {self.host!r}, so it has no .{attribute} here; "
             f"use it in a %%fal cell, or bring it here: {self.name}.get()"
         )
 
     def __reduce__(self) -> Any:
-        raise TypeError(
-            f"{self.name!r} is a handle on a value on {self.host!r}; send {self.name}.get() instead"
-        )
+        trip = travelling.get()
+        if trip is None:  # it is kept, or copied: another handle on the same value
+            return _restore, (self.host, self.session, self.name, self.version, self._described)
+        if self.version not in trip.made:
+            trip.made[self.version] = self._kept().refer(self, trip)
+        return trip.made[self.version]
 
     def __repr__(self) -> str:
         return f"<{self._summary()}>"
@@ -97,14 +162,27 @@ class Handle:
     def _summary(self) -> str:
         facts = [self.type]
         if self.shape is not None:
-            facts.append(" x ".join(map(str, self.shape)) or "scalar")
+            facts.append(shape_as_text(self.shape) or "scalar")
+        if self.length is not None:
+            facts.append(f"{self.length:,} long")
         facts += [fact for fact in (self.dtype, self.device) if fact]
         if self.size is not None:
-            facts.append(_bytes_as_text(self.size))
+            facts.append(bytes_as_text(self.size))
         return f"{self.name} on {self.host}: {', '.join(facts)}; {self.name}.get() brings it here"
 
 
-def _bytes_as_text(size: float) -> str:
+def _restore(host: str, session: str, name: str, version: str, described: dict[str, Any]) -> Handle:
+    """Make a handle anew, as a pickle says."""
+    return Handle(host, session, name, version=version, described=described, keeper=None)
+
+
+def shape_as_text(shape: tuple[int, ...] | None) -> str:
+    """Say a shape: "3 x 4"; nothing for none, and for a scalar."""
+    return " x ".join(map(str, shape or ()))
+
+
+def bytes_as_text(size: float) -> str:
+    """Say a number of bytes: "1.2 GB"."""
     for unit in ("B", "kB", "MB"):
         if size < 1000:  # noqa: PLR2004 - the step between units
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}"

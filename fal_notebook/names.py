@@ -3,7 +3,8 @@
 Runs in the notebook, without IPython. A name that a cell reads goes along if the notebook holds it
 and the session does not hold that very value: both ends know a value by its version, which is the
 digest of what travelled. Digests are taken anew for every cell, so that values changed in place are
-noticed; what did not change does not travel again. Who wrote a name last is right.
+noticed; what did not change does not travel again. Who wrote a name last is right. The rules are in
+`docs/names.md`.
 """
 
 from __future__ import annotations
@@ -11,86 +12,63 @@ from __future__ import annotations
 import importlib
 import io
 import re
+import uuid
 import weakref
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fal_agent import pickling
-from fal_agent.errors import FalSerializationError, FalServerlessError
+from fal_agent.errors import FalServerlessError
+from fal_agent.namespaces import Dumped, load_named
+from fal_agent.sharing import SHARED_LIMIT, SharedObjects
+from fal_notebook import local_modules
 from fal_notebook.display.figures import figures_stay_closed
+from fal_notebook.exchange import Known, Request, digest_in, digest_of, reference_to
 from fal_notebook.handles import Handle
-from fal_notebook.payload import pack_value
+from fal_notebook.payload import copied, pack_named
+from fal_notebook.trips import Trip, going_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from fal_agent.framing import Buffer
     from fal_notebook.cells import CellNames
+    from fal_notebook.hosts.base import Host
 
-__all__ = ["Request", "SessionNames"]
+__all__ = ["SessionNames"]
 
 _ANY = "*"
-_LARGE = 1 << 20  # bytes that are hashed by several threads
+_SMALL = 16 << 10  # bytes; a smaller value that both sides hold is compared for every cell
+_KEPT_FETCHED = 64
 _SHELLS_OWN = re.compile(r"In|Out|exit|quit|get_ipython|_+|_i+|_i?\d+|_oh|_ih|_dh")
-
-
-@dataclass
-class Request:
-    """What travels with a cell; see `fal_agent.worker.session`.
-
-    Attributes:
-        content: the request itself.
-        parts: the pickles of names, and their buffers; the request comes before them.
-        sent: name -> digest, of what travels.
-        unsure: name -> digest here, of those that a failed cell may have bound.
-        inputs: name -> digest here, or version on the host, of what the cell reads.
-    """
-
-    content: dict[str, Any]
-    parts: list[Buffer] = field(default_factory=list)
-    sent: dict[str, str] = field(default_factory=dict)
-    unsure: dict[str, str | None] = field(default_factory=dict)
-    inputs: dict[str, str] = field(default_factory=dict)
-
-    def add(self, name: str, parts: Sequence[Buffer], version: str) -> None:
-        """Let a value travel."""
-        start = len(self.parts) + 1  # the request itself is part 0
-        self.content["names"][name] = [start, start + len(parts), version]
-        self.parts += parts
-        self.sent[name] = version
-
-
-@dataclass
-class _Known:
-    """What is known of one name.
-
-    Attributes:
-        version: of the session's value.
-        digest: of the notebook's value when the two agreed; None when the notebook had none of its own.
-        is_here: whether the notebook had something under that name.
-        value: gives the notebook's value of then, while that lives.
-    """
-
-    version: str
-    digest: str | None = None
-    is_here: bool = True
-    value: Callable[[], Any] = lambda: None
 
 
 class SessionNames:
     """What the notebook knows of the names in one session.
 
     Args:
-        host: name of the host.
+        host: the host.
         session: name of the session.
-        fetch: brings the value of a handle.
+        keeper: looks after the handles.
+        announce: is told the name and the bytes of each value before it travels.
     """
 
-    def __init__(self, host: str, session: str, fetch: Callable[[Handle], Any]) -> None:
-        self._host, self._session, self._fetch = host, session, fetch
-        self._known: dict[str, _Known] = {}
+    def __init__(
+        self,
+        host: Host,
+        session: str,
+        keeper: Any,
+        announce: Callable[[str, int], None] = lambda _name, _size: None,
+    ) -> None:
+        self._goal, self._session, self._keeper, self._announce = host, session, keeper, announce
+        self._host = host.name
+        self._known: dict[str, Known] = {}
         self._unsure: dict[str, str | None] = {}  # names that a failed cell may have bound
+        self._fetched: dict[str, str] = {}  # digest -> version of what handles brought
+        self._brought: dict[str, Callable[[], Any]] = {}  # version -> gives that, while it lives
+        self._id, self._epoch = uuid.uuid4().hex, 0
+        self._shared: SharedObjects | None = None
+        self._unreferenced: list[str] = []  # names there that only handles stood for, which are gone
         self.is_used = False  # whether a cell has been prepared
 
     # ------------------------------------------------------------ there
@@ -112,61 +90,251 @@ class SessionNames:
             FalServerlessError: a name stands for a value on another host.
         """
         self.is_used = True
-        deleted = [name for name, known in self._known.items() if known.is_here and name not in namespace]
-        request = Request({
-            "names": {}, "held": {}, "aliases": {}, "deleted": deleted, "binds": sorted(cell.assured),
-            "may_bind": sorted(cell.binds), "returns": returns, "wanted": [], "installed": [],
-        })  # fmt: skip
-        request.unsure = {name: d for name, d in self._unsure.items() if _digest_in(namespace, name) == d}
-        request.content["wanted"] = sorted(request.unsure)
-        for name in sorted(cell.reads & namespace.keys()):
-            if _SHELLS_OWN.fullmatch(name):
-                continue
-            try:
-                self._add(request, name, namespace[name], in_background=in_background)
-            except FalServerlessError:
-                if name not in cell.optional:
-                    raise
+        request = Request.make(binds=sorted(cell.assured), may_bind=sorted(cell.binds), returns=returns)
+        request.unsure = {name: d for name, d in self._unsure.items() if digest_in(namespace, name)[0] == d}
+        with (
+            pickling.sending_by_value(local_modules.follow_edits()),
+            going_to(self._goal, self._session) as trip,
+        ):
+            dumps = self._gather(request, cell, namespace, trip)
+            request.content["deleted"] = self._gone(namespace, dumps)
+            self._add_aliases(request, namespace)
+            shared = None
+            if not in_background:
+                apart = request.content["unwatched"]
+                large = [name for name, it in dumps.items() if it.size > SHARED_LIMIT or name in apart]
+                shared = self._sharing(request, namespace, large)
+            for name, dumped in dumps.items():
+                self._add(request, name, namespace, dumped, shared, in_background=in_background)
         return request
 
-    def _add(self, request: Request, name: str, value: Any, *, in_background: bool) -> None:
-        if isinstance(value, Handle):
-            request.inputs[name] = value.version
-            self._add_handle(request, name, value)
-            return
-        version = None
+    def request_of(self, handle: Handle) -> Request:
+        """Ask for the value of a handle.
+
+        Raises:
+            FalServerlessError: it is gone.
+        """
+        name = self._place_of(handle)
+        return Request.make(held={name: handle.version}, handles=[name], wanted=[name])
+
+    def request_owed(self, namespace: dict[str, Any]) -> Request:
+        """Ask for what a cell that failed has bound or changed."""
+        request = Request.make(returns=True)
+        self._sharing(request, namespace)
+        return request
+
+    def request_names(self, names: Sequence[str], namespace: dict[str, Any]) -> Request:
+        """Ask for names that the session holds, whatever the notebook has under them."""
+        request = Request.make(returns=True, wanted=list(names))
+        self._sharing(request, namespace)
+        return request
+
+    def known_names(self) -> list[str]:
+        """Names that the session is taken to hold."""
+        return sorted(self._known)
+
+    def held_as(self, name: str, version: str, namespace: dict[str, Any]) -> str:
+        """Say what the notebook has of a name in the session; see `fal_notebook.variables.Variable`."""
+        if name not in namespace:
+            return ""
+        known = self._known.get(name)
+        if known is None or known.version != version:
+            return "another"
+        if isinstance(namespace[name], Handle):
+            return "handle"
+        return "value" if digest_in(namespace, name)[0] == known.digest else "another"
+
+    def note_fetched(self, handle: Handle, value: Any, namespace: dict[str, Any]) -> None:
+        """A handle's value was brought here: whoever binds it need not send it back."""
+        digest, _ = digest_in({**namespace, handle.name: value}, handle.name)
+        if digest is not None:
+            self._fetched[digest] = handle.version
+            self._brought[handle.version] = reference_to(value)
+            for kept in (self._fetched, self._brought):
+                if len(kept) > _KEPT_FETCHED:
+                    del kept[next(iter(kept))]
+
+    def _sharing(
+        self, request: Request, namespace: dict[str, Any], large: Sequence[str] = ()
+    ) -> SharedObjects:
+        """Say what is shared; names that are shared no more (`large` ones too) tell what changed before."""
+        if self._shared is None or self._shared.namespace is not namespace:
+            self._epoch += 1
+            self._shared = SharedObjects(namespace, 1)
+        content = request.content
+        content["sharing"] = [self._id, self._epoch, self._shared.steps]
+        leaving = [*content["deleted"], *content["aliases"], *content["handles"], *large]
+        for name, data in self._shared.farewells(leaving).items():
+            request.parts.append(data)
+            content["farewells"][name] = len(request.parts)
+        self._shared.forget(leaving)
+        return self._shared
+
+    def _gather(
+        self, request: Request, cell: CellNames, namespace: dict[str, Any], trip: Trip
+    ) -> dict[str, Dumped]:
+        """Pickle what the cell reads, what functions in that use, and small values that both sides hold."""
+        small = {
+            name for name, known in self._known.items() if known.digest is not None and known.size <= _SMALL
+        }
+        waiting = [*sorted(cell.reads | small, reverse=True)]
+        seen: set[str] = set()
+        dumps: dict[str, Dumped] = {}
+        while waiting:
+            name = waiting.pop()
+            if name in seen or name not in namespace or _SHELLS_OWN.fullmatch(name):
+                continue
+            seen.add(name)
+            try:
+                if self._is_own(namespace[name]):
+                    self._add_handle(request, name, namespace[name])
+                    continue
+                handles = len(trip.seen)
+                trip.made.clear()
+                dumped = pack_named(namespace[name], name=name, namespace=namespace)
+            except FalServerlessError:
+                if name in cell.optional or (name in small and name not in cell.reads):
+                    continue
+                raise
+            if name in small and name not in cell.reads and self._is_as_known(name, namespace, dumped):
+                continue
+            dumps[name] = dumped
+            if len(trip.seen) > handles:  # what handles in it stand for is the session's own, or large
+                request.content["unwatched"].append(name)
+                request.bringing[name], trip.waiting = trip.waiting, []
+            waiting += dumped.needs
+        return dumps
+
+    def _is_as_known(self, name: str, namespace: dict[str, Any], dumped: Dumped) -> bool:
+        """Whether the session has the value that a name stands for here."""
+        known, value = self._known.get(name), namespace[name]
+        if known is None:
+            return False
+        digest = digest_of(dumped.parts)
+        if self._shared is not None and self._shared.has(name) and type(value) not in pickling.ATOMS:
+            if known.digest == digest and self._is_shared_as_it_was(name, value):
+                return True
+        elif known.digest == digest:
+            return True
+        if known.digest is None and self._fetched.get(digest) == known.version:
+            known.digest, known.size = digest, dumped.size
+            return True
+        # A value whose pickle differs each time, as that of a figure does, cannot tell whether it changed.
+        return (
+            known.value() is value
+            and not isinstance(value, Handle)
+            and digest_in(namespace, name)[0] != digest
+        )
+
+    def _is_shared_as_it_was(self, name: str, value: Any) -> bool:
+        """Whether a name leads to the objects that it led to: an equal list may be another one."""
+        try:
+            return self._shared is not None and self._shared.is_current(name, value)
+        except Exception:  # noqa: BLE001 - it cannot be taken apart, which is told elsewhere if it matters
+            return False
+
+    def _gone(self, namespace: dict[str, Any], dumps: dict[str, Dumped]) -> list[str]:
+        """Names that the notebook deleted, or that stand for something else here, where a handle was."""
+        unreferenced, self._unreferenced[:] = list(self._unreferenced), []
+        return unreferenced + [
+            name
+            for name, known in self._known.items()
+            if known.is_here
+            and (
+                name not in namespace
+                or (known.digest is None and name not in dumps and self._is_replaced(known, namespace[name]))
+            )
+        ]
+
+    def _is_replaced(self, known: Known, value: Any) -> bool:
+        """Whether a name that had a handle stands for something else."""
+        brought = self._brought.get(known.version)
+        return not isinstance(value, Handle) and (brought is None or brought() is not value)
+
+    def _add(
+        self,
+        request: Request,
+        name: str,
+        namespace: dict[str, Any],
+        dumped: Dumped,
+        shared: SharedObjects | None,
+        *,
+        in_background: bool,
+    ) -> None:
+        digest, version = digest_of(dumped.parts), None
+        request.inputs[name] = digest
         if name in request.unsure:
             version = _ANY
-            if not in_background:
-                request.content["held"][name] = version
-                return
-        parts = pack_value(value, name=name, snapshot=in_background)
-        digest = request.inputs[name] = _digest(parts)
-        known = self._known.get(name)
-        if (version is None and known is not None) and (
-            known.digest == digest or (known.value() is value and _is_unsteady(name, value, digest))
-        ):
-            version = known.version
+        elif self._is_as_known(name, namespace, dumped):
+            version = self._known[name].version
         if version is not None:
             request.content["held"][name] = version
-        if version is None or in_background:
-            request.add(name, parts, digest)
+            if not in_background:
+                return
+        for bring in request.bringing.get(name, ()):
+            bring()
+        self._announce(name, dumped.size)
+        is_apart = dumped.size > SHARED_LIMIT or name in request.content["unwatched"]
+        if shared is not None and not is_apart:
+            try:
+                data = shared.encode(name, namespace[name])
+            except Exception:  # noqa: BLE001 - it could be pickled; it just cannot be taken apart
+                shared.forget([name])
+            else:
+                request.add(name, [data], digest, dumped.size)
+                request.content["shared"].append(name)
+                return
+        elif shared is not None:
+            shared.forget([name])
+        request.add(name, copied(dumped.parts) if in_background else dumped.parts, digest, dumped.size)
 
     def _add_handle(self, request: Request, name: str, handle: Handle) -> None:
-        if (handle.host, handle.session) != (self._host, self._session):
-            raise FalServerlessError(
-                f"{name!r} stayed on {handle.host!r} in session {handle.session!r}, and this cell runs on "
-                f"{self._host!r} in session {self._session!r}; bring it here first: {name} = {name}.get()"
-            )
-        if handle.name == name:
+        request.content["handles"].append(name)
+        request.inputs[name] = handle.version
+        place = self._place_of(handle)
+        if place == name:
             request.content["held"][name] = handle.version
         else:
-            request.content["aliases"][name] = [handle.name, handle.version]
+            request.content["aliases"][name] = [place, handle.version]
+
+    def _is_own(self, value: Any) -> bool:
+        """Whether this is a handle of the session; one of another travels as its value."""
+        return isinstance(value, Handle) and (value.host, value.session) == (self._host, self._session)
+
+    def _add_aliases(self, request: Request, namespace: dict[str, Any]) -> None:
+        """Let other names of handles keep their values there, whatever becomes of the first names."""
+        for name, value in list(namespace.items()):
+            if (
+                not isinstance(value, Handle)
+                or name in request.content["handles"]
+                or _SHELLS_OWN.fullmatch(name)
+            ):
+                continue
+            place = self._place_of(value)
+            if (
+                (value.host, value.session) == (self._host, self._session)
+                and place in self._known
+                and place != name
+            ):
+                request.content["aliases"][name] = [place, value.version]
+                request.content["handles"].append(name)
+
+    def _place_of(self, handle: Handle) -> str:
+        """A name that stands for a handle's value there."""
+        names = (name for name, known in self._known.items() if known.version == handle.version)
+        found = sorted(names, key=lambda name: name != handle.name)
+        return found[0] if found else handle.name
 
     # ------------------------------------------------------------ back
 
     def apply(
-        self, reply: dict[str, Any], buffers: Sequence[Buffer], request: Request, namespace: dict[str, Any]
+        self,
+        reply: dict[str, Any],
+        buffers: Sequence[Buffer],
+        request: Request,
+        namespace: dict[str, Any],
+        *,
+        is_own: bool = True,
     ) -> dict[str, Any]:
         """Put what came back into the notebook; give it by name.
 
@@ -175,46 +343,69 @@ class SessionNames:
             buffers: beside it.
             request: what was asked.
             namespace: the notebook's.
+            is_own: it answers this notebook, and not one that has gone.
         """
         self._settle(request)
         versions = reply["versions"]
+        shared = self._shared if request.content["sharing"] and is_own else None
+        if not is_own:  # what that one had in common with the session is told in full, too
+            shared = SharedObjects(namespace, 1)
+            reply = {**reply, "names": {**reply["names"], **reply["plain"]}, "farewells": {}}
+            reply["shared"] = [name for name in reply["shared"] if name not in reply["plain"]]
+        if shared is not None:
+            for name, buffer in reply["farewells"].items():
+                shared.decode(name, buffers[buffer])
+            shared.forget([*reply["farewells"], *reply["handles"], *reply["modules"], *reply["deleted"]])
         came: dict[str, Any] = {}
         for name, (start, stop) in reply["names"].items():
-            came[name] = self._open(
-                name, buffers[start:stop], reply["types"].get(name, "object"), versions[name]
-            )
+            parts = buffers[start:stop]
+            if shared is not None and name not in reply["shared"]:
+                shared.forget([name])
+            try:
+                came[name] = self._open(name, parts, namespace, shared if name in reply["shared"] else None)
+            except Exception as error:  # noqa: BLE001 - a class that is missing here, a device: it stays there then
+                why = f"cannot be opened here: {type(error).__name__}: {error}"
+                told = {"type": reply["types"].get(name), "size": sum(map(len, parts)), "repr": why}
+                came[name] = self._handle(name, told, versions[name])
         for name, described in reply["handles"].items():
-            came[name] = self._handle(name, described, versions[name])
+            came[name] = self._handle(name, described, versions[name], namespace.get(name))
         for name, module in reply["modules"].items():
             came[name] = self._import(name, module, versions[name])
         namespace.update(came)
         for name, version in versions.items():
-            value = came.get(name)
-            digest = None if isinstance(value, Handle) else _digest_in(namespace, name)
-            if name not in came:
-                digest = request.sent.get(name, digest)
-            is_here = name in namespace
-            self._known[name] = _Known(version, digest, is_here, _reference(namespace.get(name)))
+            self._note(name, version, request, namespace, has_come=name in came)
         for name in reply["deleted"]:
             self._known.pop(name, None)
             if request.content["returns"]:
                 namespace.pop(name, None)
         return came
 
+    def _note(
+        self, name: str, version: str, request: Request, namespace: dict[str, Any], *, has_come: bool
+    ) -> None:
+        """Know what both sides hold under a name."""
+        if not has_come and name in request.sent:
+            digest, size = request.sent[name]
+        else:
+            digest, size = digest_in(namespace, name)  # type: ignore[assignment]
+        value = reference_to(namespace.get(name))
+        self._known[name] = Known(version, digest, size, name in namespace, value)
+
     def forget(self, names: Iterable[str]) -> None:
         """The session does not hold these as was thought."""
         for name in names:
             self._known.pop(name, None)
             self._unsure.pop(name, None)
+        self._shared = None
 
     def note_failure(self, cell: CellNames, request: Request, namespace: dict[str, Any]) -> None:
         """A cell raised: what it needed has arrived, and it may have bound some of its names."""
         self._settle(request)
         self._unsure = dict(request.unsure)
-        for name, digest in request.sent.items():
-            self._known[name] = _Known(digest, digest, value=_reference(namespace.get(name)))
+        for name, (digest, size) in request.sent.items():
+            self._known[name] = Known(digest, digest, size, value=reference_to(namespace.get(name)))
         if request.content["returns"]:
-            self._unsure.update((name, _digest_in(namespace, name)) for name in cell.binds)
+            self._unsure.update((name, digest_in(namespace, name)[0]) for name in cell.binds)
 
     def _settle(self, request: Request) -> None:
         """A request has been heard."""
@@ -222,14 +413,17 @@ class SessionNames:
         for name in request.content["deleted"]:
             self._known.pop(name, None)
 
-    def _open(self, name: str, parts: Sequence[Buffer], type_name: str, version: str) -> Any:
-        try:
-            with figures_stay_closed():
-                return pickling.load(parts)
-        except Exception as error:  # noqa: BLE001 - a class that is missing here, a device: it stays there then
-            size = sum(len(part) for part in parts)
-            why = f"cannot be opened here: {type(error).__name__}: {error}"
-            return self._handle(name, {"type": type_name, "size": size, "repr": why}, version)
+    def _open(
+        self, name: str, parts: Sequence[Buffer], namespace: dict[str, Any], shared: SharedObjects | None
+    ) -> Any:
+        with figures_stay_closed():
+            if shared is None:
+                return load_named(parts, namespace)
+            try:
+                return shared.decode(name, parts[0])
+            except BaseException:
+                self._shared = None  # it is not known what was done of it: both sides begin anew
+                raise
 
     def _import(self, name: str, module: str, version: str) -> Any:
         try:
@@ -239,42 +433,33 @@ class SessionNames:
             why = f"cannot be imported here: {type(error).__name__}: {error}"
             return self._handle(name, {"type": f"module {module}", "repr": why}, version)
 
-    def _handle(self, name: str, described: dict[str, Any], version: str) -> Handle:
+    def _handle(self, name: str, described: dict[str, Any], version: str, before: Any = None) -> Handle:
+        if isinstance(before, Handle) and before.version == version:
+            before.describe(described)  # other names may stand for it too
+            return before
         return Handle(
-            self._host, self._session, name, version=version, described=described, fetch=self._fetch
+            self._host, self._session, name, version=version, described=described, keeper=self._keeper
         )
 
+    def take_handle(self, name: str, place: str, described: dict[str, Any], version: str) -> Handle:
+        """Make a handle on a value that the session got under a name that the notebook does not have.
 
-def _digest_in(namespace: dict[str, Any], name: str) -> str | None:
-    """The digest of what a name stands for; None if it is nothing that could travel."""
-    value = namespace.get(name)
-    if name not in namespace or isinstance(value, Handle):
-        return None
-    try:
-        return _digest(pack_value(value, name=name, snapshot=False))
-    except FalSerializationError:
-        return None
+        The value is let go with the handle, when the next cell runs.
+        """
+        handle = self._handle(name, described, version)
+        self._known[place] = Known(version, is_here=False)
+        weakref.finalize(handle, self._unreferenced.append, place)
+        return handle
 
+    def names_of(self, handle: Handle) -> list[str]:
+        """All names that a handle's value has in the session."""
+        return [name for name, known in self._known.items() if known.version == handle.version] or [
+            handle.name
+        ]
 
-def _is_unsteady(name: str, value: Any, digest: str) -> bool:
-    """Whether a value's pickle differs each time, as that of a figure does: it cannot tell a change then."""
-    return _digest(pack_value(value, name=name, snapshot=False)) != digest
-
-
-def _reference(value: Any) -> Callable[[], Any]:
-    """Give what gives a value while it lives; None afterwards, and for what cannot be referred to weakly."""
-    try:
-        return weakref.ref(value)
-    except TypeError:
-        return lambda: None
-
-
-def _digest(parts: Sequence[Buffer]) -> str:
-    """Give 32 hex digits (128 bits of BLAKE3) that name a value by its pickle."""
-    from blake3 import blake3
-
-    hasher = blake3(max_threads=blake3.AUTO) if sum(map(len, parts)) > _LARGE else blake3()
-    for part in parts:
-        hasher.update(b"%d:" % len(part))
-        hasher.update(part)
-    return hasher.hexdigest(length=16)
+    def drop(self, names: Iterable[str]) -> None:
+        """The session has deleted these."""
+        for name in names:
+            self._known.pop(name, None)
+            if self._shared is not None:
+                self._shared.forget([name])

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from fal_agent import pickling
 from fal_agent.errors import FalSerializationError
+from fal_agent.namespaces import Dumped, dump_named
 from fal_agent.wire import INLINE_LIMIT, Call
 from fal_notebook import local_modules
 from fal_notebook.captures import Plan, captured_values
@@ -31,7 +32,15 @@ if TYPE_CHECKING:
     from fal_agent.framing import Buffer
     from fal_agent.wire import Data
 
-__all__ = ["HUGE", "Packed", "make_parcel", "pack_arguments", "pack_function", "pack_value"]
+__all__ = [
+    "HUGE",
+    "Packed",
+    "copied",
+    "make_parcel",
+    "pack_arguments",
+    "pack_function",
+    "pack_named",
+]
 
 HUGE = 64 << 20  # bytes; a captured value above is named in a warning
 _SMALL = 4096  # bytes; a smaller part stays in the message though others become blobs
@@ -268,22 +277,35 @@ def pack_arguments(
         raise (
             _blame_argument(args, kwargs, label, names=names, by_value=by_value) or error
         ) from error.__cause__
-    return [parts[0], *map(_copied, parts[1:])] if snapshot else parts
+    return copied(parts) if snapshot else parts
 
 
-def pack_value(value: Any, *, name: str, snapshot: bool = True) -> list[Buffer]:
-    """Pickle one value that has a name in the notebook.
+def pack_named(value: Any, *, name: str, namespace: dict[str, Any]) -> Dumped:
+    """Pickle one value that has a name in the notebook; functions in it leave the notebook's names here.
 
     Args:
         value: anything.
         name: for errors.
-        snapshot: as for `pack_arguments`.
+        namespace: the notebook's.
+
+    Returns:
+        The pickle with views on the value's own memory, and the names that functions in it use.
 
     Raises:
         FalSerializationError: it cannot be pickled; the message names it.
     """
-    parts = pickling.dump(value, what=repr(name), name=name, by_value=local_modules.follow_edits())
-    return [parts[0], *map(_copied, parts[1:])] if snapshot else parts
+    by_value = local_modules.follow_edits()
+    try:
+        with pickling.sending_by_value(by_value):
+            return dump_named(value, namespace)
+    except Exception as error:
+        pickling.dump(value, what=repr(name), name=name, by_value=by_value)  # finds what the reason is
+        raise FalSerializationError(f"{name!r} cannot be pickled, so it cannot travel: {error}") from error
+
+
+def copied(parts: Sequence[Buffer]) -> list[Buffer]:
+    """Copy the buffers that are views on memory which may change while the data travels."""
+    return [parts[0], *map(_copied, parts[1:])]
 
 
 def _blame_argument(

@@ -9,13 +9,12 @@ notebook holds.
 from __future__ import annotations
 
 import dataclasses
-import linecache
 import os
 import platform
 import sys
-import types
 import uuid
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,6 @@ from fal_agent.errors import EnvironmentBuildError, FalServerlessError, Requirem
 from fal_agent.silence import silence
 from fal_agent.wire import Call, Failure
 from fal_notebook import config, display
-from fal_notebook.cells import CellNames, analyse
 from fal_notebook.environment import (
     environment_spec,
     is_requirement,
@@ -33,11 +31,14 @@ from fal_notebook.environment import (
     read_requirements_file,
     worker_needs,
 )
-from fal_notebook.handles import Handle
+from fal_notebook.exchange import Request
+from fal_notebook.handles import Handle, bytes_as_text, keepers
 from fal_notebook.hosts.base import ShowsRuns
 from fal_notebook.hosts.registry import get_host
 from fal_notebook.inference import infer_requirements
-from fal_notebook.names import Request, SessionNames
+from fal_notebook.keeping import Keeper
+from fal_notebook.names import SessionNames
+from fal_notebook.notebook_cell import NotebookCell
 from fal_notebook.options import FunctionOptions, make_options
 from fal_notebook.payload import make_parcel
 from fal_notebook.returning import cell_key, find_earlier, forget_earlier, told
@@ -48,29 +49,33 @@ from fal_notebook.widgets import SessionWidgets
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Sequence
-    from types import FrameType
 
     from fal_agent.framing import Buffer
+    from fal_agent.wire import EnvironmentSpec
     from fal_notebook.hosts.base import Host, Parcel, Received
 
-__all__ = ["RETURN_LIMIT", "forget_sessions", "run_cell", "session_names"]
+__all__ = [
+    "RETURN_LIMIT",
+    "Session",
+    "forget_session",
+    "forget_sessions",
+    "run_cell",
+    "session_names",
+    "session_on",
+]
 
 RETURN_LIMIT = 1 << 20  # bytes; a larger value stays on the host. FAL_NOTEBOOK_RETURN_LIMIT overrules it
 
 _EVERYTHING = 1 << 62  # bytes
+_HUGE = 64 << 20  # bytes; a larger value is named before it travels
+_NOWHERE = {"code": "", "filename": "", "first_line": 1, "source": "", "number": 0}
 _TRIES = 3  # the session may be started anew between two of them
-_LABEL_LENGTH = 60
-_TELLS_NOTHING = ("import ", "from ", "#", "@", "%")
 _AUTO = "auto"
 _REFUSALS = (EnvironmentBuildError, RequirementError, ResourceError)  # the cell's needs cannot be met
 _REFUSAL_KINDS = ("environment", "requirement", "resources")
-_NOTHING: dict[str, Any] = {  # a request in which no name goes along or comes back
-    "names": {}, "held": {}, "aliases": {}, "deleted": [], "binds": [], "may_bind": [],
-    "returns": False, "wanted": [], "installed": [],
-}  # fmt: skip
 
 _kernel = f"kernel-{uuid.uuid4().hex[:12]}"  # the name of sessions that were given none: of this kernel alone
-_sessions: dict[tuple[str, str], _Session] = {}
+_sessions: dict[tuple[str, str], Session] = {}
 
 
 def run_cell(shell: Any, code: str, options: argparse.Namespace) -> Run | None:
@@ -89,10 +94,9 @@ def run_cell(shell: Any, code: str, options: argparse.Namespace) -> Run | None:
         FalServerlessError: it cannot run, or a name cannot travel.
     """
     __tracebackhide__ = True
-    host = get_host(options.host)
-    name = options.session or _kernel
-    cell = _Cell(shell, code)
-    session = _sessions.setdefault((host.name, name), _Session(host, name))
+    host, name = get_host(options.host), options.session
+    cell = NotebookCell(shell, code)
+    session = session_on(host, name)
     session.adapt(options, cell)
     if options.background:
         run = session.start_in_background(cell, options)
@@ -102,6 +106,29 @@ def run_cell(shell: Any, code: str, options: argparse.Namespace) -> Run | None:
         return None
     session.run(cell, options)
     return None
+
+
+def session_on(host: str | Host | None, name: str | None) -> Session:
+    """Give what this kernel knows of a session, which need not be there.
+
+    Args:
+        host: None is the current host.
+        name: of the session; None is this kernel's own.
+    """
+    known = get_host(host)
+    key = known.name, name or _kernel
+    if key not in _sessions:
+        _sessions[key] = Session(known, key[1])
+    return _sessions[key]
+
+
+def _keeper_of(host: str | Host | None, name: str | None) -> Keeper:
+    return session_on(host, name).keeper
+
+
+def forget_session(session: Session) -> None:
+    """What a session held is gone; it may be started anew with the same requirements."""
+    session.begin_anew()
 
 
 def session_names(host: str | Host | None = None) -> list[str]:
@@ -117,47 +144,7 @@ def forget_sessions(host: str | Host | None = None) -> None:
         _sessions.pop(key).widgets.close()
 
 
-class _Cell:
-    """A cell as it stands in the notebook.
-
-    Attributes:
-        names: what it reads and binds.
-        place: "code", "filename", "first_line", "source" and "number" of its request.
-        label: its first line that says something.
-    """
-
-    def __init__(self, shell: Any, code: str) -> None:
-        self.shell = shell
-        self.namespace: dict[str, Any] = shell.user_ns
-        source, number = _whole_text(shell, code)
-        above = source[: source.rindex(code)]
-        first_line = above.count("\n") + 1
-        shown = _shown(shell, above, code)
-        filename = _known_as(shell, source, shown, number)
-        self.place: dict[str, Any] = {
-            "code": code,
-            "filename": filename,
-            "first_line": first_line,
-            "source": shown,
-            "number": number,
-            "parent": display.message_id(),
-        }
-        lines = [line.strip() for line in code.splitlines() if line.strip()]
-        telling = [line for line in lines if not line.startswith(_TELLS_NOTHING)]
-        code_lines = [line for line in lines if not line.startswith(("#", "%%"))]
-        self.label = next(iter([*telling, *code_lines, *lines]), "")[:_LABEL_LENGTH]
-        self.names = _names_in(shell, code, filename, first_line)
-
-    def imports(self) -> set[str]:
-        """Modules that it imports, or that the notebook has imported for it."""
-        values = (self.namespace.get(name) for name in self.names.reads)
-        return {
-            *self.names.imports,
-            *(value.__name__ for value in values if isinstance(value, types.ModuleType)),
-        }
-
-
-class _Session:
+class Session:
     """What the notebook knows of one session."""
 
     def __init__(self, host: Host, name: str) -> None:
@@ -167,15 +154,26 @@ class _Session:
         self._settings: FunctionOptions = make_options()
         self._is_fresh = False
         self._installed: list[str] = []  # by cells, beside the environment
-        self._names = self._make_names()
+        self.keeper = Keeper(self, _keeper_of)
+        self.names = self._make_names()
         self._before: tuple[list[str], FunctionOptions, SessionNames, list[str]] | None = None
 
-    def _make_names(self) -> SessionNames:
-        return SessionNames(self.host.name, self.name, self._fetch)
+    def _make_names(self, session: str | None = None) -> SessionNames:
+        name = session or self.name
+        keepers[self.host.name, name] = self.keeper
+        return SessionNames(self.host, name, self.keeper, self._announce)
+
+    def _announce(self, name: str, size: int) -> None:
+        """Say what travels, if it takes a while."""
+        if size > _HUGE:
+            sys.stderr.write(
+                f"{name!r} ({bytes_as_text(size)}) goes to {self.host.name}, once: it stays there until it "
+                "changes here.\n"
+            )
 
     # ------------------------------------------------------------ what it needs
 
-    def adapt(self, options: argparse.Namespace, cell: _Cell) -> None:
+    def adapt(self, options: argparse.Namespace, cell: NotebookCell) -> None:
         """Take up what a cell's line asks for; the session starts anew if that changes its needs."""
         asked = _requirements(options, cell)
         requirements = asked if options.fresh else _merged(self._requirements, asked)
@@ -196,13 +194,13 @@ class _Session:
         if needs == self._settings and not options.fresh:
             self._settings = settings  # one more secret needs no other process
             return
-        if self._names.is_used and not options.fresh:
+        if self.names.is_used and not options.fresh:
             added = [line for line in requirements if line not in self._requirements]
             why = f"it now has {', '.join(added)}" if added else "its needs have changed"
             sys.stderr.write(f"The session on {self.host.name} starts anew: {why}.\n")
-        self._before = self._requirements, self._settings, self._names, self._installed
-        self._is_fresh = options.fresh or self._names.is_used
-        self._requirements, self._settings, self._names = requirements, settings, self._make_names()
+        self._before = self._requirements, self._settings, self.names, self._installed
+        self._is_fresh = options.fresh or self.names.is_used
+        self._requirements, self._settings, self.names = requirements, settings, self._make_names()
         self._installed = []
 
     def take_up_installed(self) -> None:
@@ -211,7 +209,7 @@ class _Session:
         sys.stderr.write(f"The session on {self.host.name} starts anew with {', '.join(added)}.\n")
         self._requirements += added
         self._settings = replace(self._settings, requirements=self._requirements)
-        self._installed, self._names = [], self._make_names()
+        self._installed, self.names = [], self._make_names()
 
     def _requirements_and_installed(self) -> list[str]:
         return _merged(self._requirements, filter(is_requirement, self._installed))
@@ -219,7 +217,7 @@ class _Session:
     def _go_back(self) -> None:
         """What was asked for last cannot be had: the session goes on as it was."""
         if self._before is not None:
-            self._requirements, self._settings, self._names, self._installed = self._before
+            self._requirements, self._settings, self.names, self._installed = self._before
             self._before = None
 
     def call(
@@ -232,9 +230,7 @@ class _Session:
             kind="cell",
             label=label,
             function=None,
-            environment=environment_spec(
-                settings.requirements, python_version=settings.python_version, extra=worker_needs()
-            ),
+            environment=self.environment(),
             resources=settings.resources(),
             scaling=settings.scaling(host_keep_alive=known.keep_alive),
             session=self.name,
@@ -252,11 +248,11 @@ class _Session:
 
     # ------------------------------------------------------------ running cells
 
-    def run(self, cell: _Cell, options: argparse.Namespace) -> None:
+    def run(self, cell: NotebookCell, options: argparse.Namespace) -> None:
         """Run a cell and wait for it."""
         __tracebackhide__ = True
         for _ in range(_TRIES):
-            sending = _Sending(self, self._names, cell, options, self._installed)
+            sending = _Sending(self, self.names, cell, options, self._installed)
             run = sending.start()
             if options.output is not None:
                 cell.namespace[options.output] = run
@@ -271,6 +267,8 @@ class _Session:
                     sending.note_failure()
                     display.note_error(error, lambda: self._debug(cell.shell))
                     self.widgets.note(error)
+                    if sending.has_raised:
+                        self._bring_owed_quietly(cell)
                 raise
             run.seen()
             self._before = None
@@ -284,9 +282,14 @@ class _Session:
             "to it; is something else ending it?"
         )
 
-    def start_in_background(self, cell: _Cell, options: argparse.Namespace) -> Run:
+    def _bring_owed_quietly(self, cell: NotebookCell) -> None:
+        """The cell's own error is what counts; what cannot be brought now comes with the next cell."""
+        with suppress(FalServerlessError):
+            self._bring_owed(cell)
+
+    def start_in_background(self, cell: NotebookCell, options: argparse.Namespace) -> Run:
         """Start a cell; its names come back when the run's `result()` is asked for."""
-        sending = _Sending(self, self._names, cell, options)
+        sending = _Sending(self, self.names, cell, options)
         run = sending.start(display.background(cell.label, self.widgets.bridge))
 
         def note(done: Future[Any]) -> None:
@@ -300,8 +303,8 @@ class _Session:
 
     def _debug(self, shell: Any) -> None:
         """Let the person walk through the frames of the session's last error, on the host."""
-        place = {**_Cell(shell, "%debug\n").place, "code": "%debug\n"}
-        parcel = _parcel(self.call("%debug", timeout=None), Request(dict(_NOTHING)), place)
+        place = {**NotebookCell(shell, "%debug\n").place, "code": "%debug\n"}
+        parcel = _parcel(self.call("%debug", timeout=None), Request.make(), place)
         follow(start(self.host, parcel, decode=_decode), display.drawer(self.widgets.bridge))
 
     def keep_widgets(self) -> None:
@@ -316,32 +319,99 @@ class _Session:
         From here on cells run in that one, unless values that the notebook uses are in the present one.
         """
         if session == self.name:
-            return self._names
+            return self.names
         own = (self.host.name, self.name)
         handles = [value for value in namespace.values() if isinstance(value, Handle)]
         if any((handle.host, handle.session) == own for handle in handles):
-            return SessionNames(self.host.name, session, self._fetch)
-        self.name, self._names = session, SessionNames(self.host.name, session, self._fetch)
-        return self._names
+            return self._make_names(session)
+        self.name, self.names = session, self._make_names(session)
+        return self.names
 
-    def _fetch(self, handle: Handle) -> Any:
-        """Bring the value of a handle."""
+    def ask(
+        self, request: Request, namespace: dict[str, Any], label: str, *, limit: int | None = RETURN_LIMIT
+    ) -> dict[str, Any] | None:
+        """Send a request that runs nothing, and take what comes back.
+
+        Args:
+            request: what `SessionNames` made.
+            namespace: the notebook's.
+            label: what the run is called.
+            limit: bytes of a value that comes back; None: any number.
+
+        Returns:
+            What came, by name; None if the session was not as the request took it to be.
+        """
         __tracebackhide__ = True
-        content = {**_NOTHING, "held": {handle.name: handle.version}, "wanted": [handle.name]}
-        place = {"code": "", "filename": "", "first_line": 1, "source": "", "number": 0}
-        parcel = _parcel(
-            self.call(f"{handle.name}.get()", timeout=None), Request(content), place, _EVERYTHING
+
+        def decode(received: Received) -> dict[str, Any] | None:
+            reply, buffers = _decode(received)
+            if reply["stale"]:
+                self.names.forget(reply["stale"])
+                return None
+            return self.names.apply(reply, buffers, request, namespace)
+
+        call = self.call(label, timeout=None)
+        parcel = _parcel(call, request, _NOWHERE, _EVERYTHING if limit is None else _return_limit())
+        came: dict[str, Any] | None = follow(start(self.host, parcel, decode=decode), display.drawer())
+        return came
+
+    def ask_plainly(self, request: Request, label: str) -> dict[str, Any]:
+        """Send a request that brings no values; give the reply."""
+        __tracebackhide__ = True
+        return self.ask_with_data(request, label)[0]
+
+    def ask_with_data(
+        self, request: Request, label: str, *, limit: int | None = None
+    ) -> tuple[dict[str, Any], Sequence[Buffer]]:
+        """Send a request that runs nothing; give the reply and the buffers beside it.
+
+        Args:
+            request: what is asked.
+            label: what the run is called.
+            limit: bytes of a value that comes back; None: as for cells.
+        """
+        __tracebackhide__ = True
+        parcel = _parcel(self.call(label, timeout=None), request, _NOWHERE, limit)
+        answer: tuple[dict[str, Any], Sequence[Buffer]]
+        answer = follow(start(self.host, parcel, decode=_decode), display.drawer())
+        return answer
+
+    def is_there(self) -> bool:
+        """Whether the session lives; asks the host, and starts nothing."""
+        workers = self.host.ask("status")["workers"]
+        return any(self.name in worker["sessions"] for worker in workers)
+
+    def begin_anew(self) -> None:
+        """What the session held is gone."""
+        self.names = self._make_names()
+
+    def handles_in(self, namespace: dict[str, Any]) -> list[str]:
+        """Names of the notebook that are handles on what the session held."""
+        return [
+            name
+            for name, value in namespace.items()
+            if isinstance(value, Handle)
+            and name[:1] != "_"
+            and (value.host, value.session) == (self.host.name, self.name)
+        ]
+
+    def _bring_owed(self, cell: NotebookCell) -> None:
+        """A cell failed: bring what it had bound or changed by then."""
+        self.ask(self.names.request_owed(cell.namespace), cell.namespace, f"names after {cell.label}")
+
+    def user_names(self) -> dict[str, Any]:
+        """The notebook's names."""
+        from IPython.core.getipython import get_ipython
+
+        shell = get_ipython()
+        return {} if shell is None else shell.user_ns
+
+    def environment(self) -> EnvironmentSpec:
+        """That the session runs in."""
+        settings = self._settings
+        return environment_spec(
+            settings.requirements, python_version=settings.python_version, extra=worker_needs()
         )
-        reply, buffers = follow(start(self.host, parcel, decode=_decode), display.drawer())
-        if reply["stale"] or reply["missing"]:
-            raise _lost([handle.name], self.host.name)
-        if handle.name not in reply["names"]:
-            raise FalServerlessError(
-                f"{handle.name!r} on {self.host.name!r} cannot be brought here: a {handle.type} cannot be "
-                "pickled, or lives on a device; use it in a %%fal cell, or bring what you need of it"
-            )
-        start_at, stop_at = reply["names"][handle.name]
-        return pickling.load(buffers[start_at:stop_at])
 
 
 class _Sending:
@@ -351,19 +421,23 @@ class _Sending:
         stale: names that the session did not hold as was thought, so that the cell did not run.
         lacks: requirement lines that were not installed as was thought, likewise.
         installed: those that cells have installed beside the environment.
+        run: the run, once it has been started.
     """
+
+    run: Run | None = None
 
     def __init__(
         self,
-        session: _Session,
+        session: Session,
         names: SessionNames,
-        cell: _Cell,
+        cell: NotebookCell,
         options: argparse.Namespace,
         installed: Sequence[str] = (),
     ) -> None:
         self.stale: list[str] = []
         self.lacks: list[str] = []
         self.installed = list(installed)
+        self._is_attached = False
         self._session, self._names, self._cell, self._options = session, names, cell, options
         with silence():
             self._request = names.request(
@@ -382,14 +456,23 @@ class _Sending:
             if earlier.is_worth_showing and not earlier.is_watched and not others:
                 self._names = self._session.names_of(earlier.session, self._cell.namespace)
                 self._session.keep_widgets()
-                return Run.attached(
+                self._is_attached = True
+                self.run = Run.attached(
                     host, earlier.run_id, label=self._cell.label, decode=self.decode, on_event=on_event
                 )
+                return self.run
         self._request.content["installed"] = self.installed
         call = self._session.call(self._cell.label, timeout=self._options.timeout, key=key, inputs=inputs)
         self._session.widgets.belong_to(call)
         parcel = _parcel(call, self._request, self._cell.place)
-        return start(host, parcel, decode=self.decode, on_event=on_event)
+        self.run = start(host, parcel, decode=self.decode, on_event=on_event)
+        return self.run
+
+    @property
+    def has_raised(self) -> bool:
+        """Whether the cell itself raised, so that its session is as it left it."""
+        event = Future.result(self.run).event if self.run is not None and self.run.done() else None
+        return isinstance(event, Failure) and event.kind in ("user", "interrupted")
 
     def decode(self, received: Received) -> dict[str, Any]:
         """Take what came back; give the names that the notebook has got."""
@@ -399,17 +482,23 @@ class _Sending:
             return {}
         if not self.stale:
             with silence():
-                came = self._names.apply(reply, buffers, self._request, self._cell.namespace)
+                came = self._names.apply(
+                    reply, buffers, self._request, self._cell.namespace, is_own=not self._is_attached
+                )
             is_kept = self._options.background or self._options.output is not None
             return came if is_kept else {}  # a run that nobody has must not keep values alive
         self._names.forget(self.stale)
-        lost = [name for name in self.stale if isinstance(self._cell.namespace.get(name), Handle)]
+        lost = [
+            name
+            for name in self.stale
+            if name in self._cell.names.reads and isinstance(self._cell.namespace.get(name), Handle)
+        ]
         if lost:
             raise _lost(lost, self._session.host.name)
         return {}
 
     def note_failure(self) -> None:
-        """The cell raised."""
+        """The cell did not end well."""
         with silence():
             self._names.note_failure(self._cell.names, self._request, self._cell.namespace)
 
@@ -439,62 +528,10 @@ def _lost(names: Sequence[str], host_name: str) -> FalServerlessError:
     )
 
 
-# ---------------------------------------------------------------- reading a cell and its line
+# ---------------------------------------------------------------- what a cell's line asks for
 
 
-def _whole_text(shell: Any, code: str) -> tuple[str, int]:
-    """Give the cell with its magic line, and its number."""
-    inputs = getattr(shell.history_manager, "input_hist_raw", None) or [""]
-    raw = inputs[-1] if inputs[-1].endswith("\n") else inputs[-1] + "\n"
-    if len(inputs) > 1 and code.strip() and code in raw:
-        return raw, len(inputs) - 1
-    return f"%%fal\n{code}", shell.execution_count
-
-
-def _shown(shell: Any, above: str, code: str) -> str:
-    """Give a cell as tracebacks show it, which is Python: IPython finds the lines to show by parsing it."""
-    comments = "".join(f"# {line}" for line in above.splitlines(keepends=True))
-    blank = code[: len(code) - len(code.lstrip())].count("\n")  # IPython drops empty lines at the top
-    try:
-        return comments + "\n" * blank + str(shell.transform_cell(code))
-    except SyntaxError:  # it is told where the cell is read
-        return comments + code
-
-
-def _known_as(shell: Any, source: str, shown: str, number: int) -> str:
-    """Give the cell a file name, under which tracebacks show its lines."""
-    known = shell.compile._filename_map  # noqa: SLF001 - IPython has no other way to ask
-    frame: FrameType | None = sys._getframe()  # noqa: SLF001 - inspect.stack() reads every source file
-    while frame is not None:
-        filename = frame.f_code.co_filename
-        if frame.f_code.co_name == "<module>" and known.get(filename) == number:  # the cell that runs now
-            break
-        frame = frame.f_back
-    else:
-        filename = str(shell.compile.cache(source, number, raw_code=source))
-    linecache.cache[filename] = (len(shown), None, shown.splitlines(keepends=True), filename)
-    return filename
-
-
-def _names_in(shell: Any, code: str, filename: str, first_line: int) -> CellNames:
-    """Analyse a cell, by IPython's own reading of it where ours fails."""
-    try:
-        return analyse(code)
-    except SyntaxError:
-        transformed = shell.transform_cell(code)
-    try:
-        return analyse(transformed)
-    except SyntaxError as error:
-        found = error
-    try:  # IPython's words, with the lines counted as in the notebook
-        shell.compile.ast_parse("\n" * (first_line - 1) + transformed, filename)
-    except SyntaxError as error:
-        found = error
-    found.filename = filename
-    raise found.with_traceback(None) from None
-
-
-def _requirements(options: argparse.Namespace, cell: _Cell) -> list[str]:
+def _requirements(options: argparse.Namespace, cell: NotebookCell) -> list[str]:
     """Give the requirement lines that a cell asks for, in its line and in a PEP 723 block."""
     lines = [line for line in options.require if line != _AUTO]
     if _AUTO in options.require:

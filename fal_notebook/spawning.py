@@ -25,6 +25,7 @@ from fal_notebook.payload import make_parcel, pack_arguments, pack_function
 from fal_notebook.run import load_result, start
 from fal_notebook.secrets import read_secrets
 from fal_notebook.spawned import AppSpawnInfo
+from fal_notebook.trips import going_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -244,7 +245,7 @@ def _digest(text: str) -> str:
 def _parcel(served: _Served, host: Host) -> Any:
     """Put what is served and what it needs together."""
     settings, spec = served.settings, served.spec
-    with resolved_annotations(served.target):
+    with going_to(host) as trip, resolved_annotations(served.target):
         packed = pack_function(
             served.target,
             served.setup_function,
@@ -277,7 +278,10 @@ def _parcel(served: _Served, host: Host) -> Any:
         app=spec,
     )
     args, kwargs = served.arguments
-    arguments = pack_arguments(args, kwargs, label=served.label) if args or kwargs else pack_arguments((), {})
+    trip.bring()
+    with going_to(host) as trip:
+        arguments = pack_arguments(args, kwargs, label=served.label)
+    trip.bring()
     return make_parcel(call, packed, arguments, blobs=travelling.blobs)
 
 

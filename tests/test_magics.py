@@ -14,6 +14,7 @@ from support.wheels import make_wheel
 from fal_notebook.magics.completion import complete_line
 from fal_notebook.magics.line import COMMANDS
 from fal_notebook.magics.options import CellOptionsError, cell_parser, parse_cell_line
+from fal_notebook.session import session_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,10 +87,16 @@ def test_every_option_has_a_help_text() -> None:
         ("%fal co", {"connect"}, {"hosts"}),
         ("%fal connect ", {"local"}, {"connect"}),
         ("%fal hosts ", set(), {"local", "hosts"}),
+        ("%fal pu", {"push", "pull"}, {"vars"}),
+        ("%fal push ", {"mine", "--host", "--session"}, {"_hidden", "push"}),
+        ("%fal push mine --host lo", {"local"}, {"mine"}),
+        ("%fal reset --", {"--restart", "--host"}, {"mine"}),
+        ("%fal vars --session ", {"shared"}, {"local"}),
     ],
 )
 def test_tab_offers_what_may_stand_there(line: str, offered: set[str], not_offered: set[str]) -> None:
-    found = set(complete_line(line))
+    session_on("local", "shared")
+    found = set(complete_line(line, {"mine": 1, "_hidden": 2}))
     assert offered <= found
     assert not not_offered & found
 
@@ -193,6 +200,24 @@ def test_large_values_stay_and_are_fetched_on_demand(fresh: Kernel) -> None:
     fresh.run("%%fal --fresh\npass")
     assert "run the cell that makes it again" in fresh.run("%%fal\nlen(big)").error
     assert "run the cell that makes it again" in fresh.run("big.get()").error
+
+
+def test_names_are_pushed_listed_pulled_and_forgotten(fresh: Kernel) -> None:
+    fresh.run("rows = [1, 2]")
+    assert "rows  22 B" in str(fresh.run("%fal push rows").result)
+    fresh.run("%%fal\nmany = list(range(300_000))\nlabel = 'x'")
+    listed = str(fresh.run("%fal vars").result)
+    assert re.search(r"many +list +300,000 +2.[45] MB +handle", listed)
+    assert re.search(r"rows +list +2 .*value", listed)
+    assert "<table>" in fresh.run("%fal vars").outputs[0]["data"]["text/html"]
+    fresh.run("%fal pull many")
+    assert fresh.run("len(many)").result == "300000"
+    assert "did you mean many?" in fresh.run("%fal pull nany").errors
+    assert "there is no 'nothing' in the notebook" in fresh.run("%fal push nothing").errors
+    assert "the following arguments are required: NAME" in fresh.run("%fal push").errors
+    assert fresh.run("%fal reset").result == "3 names forgotten"
+    assert "(none)" in str(fresh.run("%fal vars").result)
+    assert fresh.run("%fal reset --restart").result == "the session will start anew"
 
 
 def test_sessions_by_name_are_apart(fresh: Kernel) -> None:

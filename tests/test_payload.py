@@ -15,7 +15,7 @@ from fal_agent.errors import FalSerializationError
 from fal_agent.runtime.cached import cached
 from fal_agent.wire import INLINE_LIMIT, Call, EnvironmentSpec
 from fal_notebook import payload
-from fal_notebook.payload import Packed, make_parcel, pack_arguments, pack_function, pack_value
+from fal_notebook.payload import Packed, make_parcel, pack_arguments, pack_function, pack_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -414,7 +414,7 @@ def test_an_argument_is_named_by_its_position_when_its_name_is_not_known() -> No
 
 def test_a_named_value_that_cannot_travel_is_named() -> None:
     with pytest.raises(FalSerializationError, match=r"^'batch' cannot be pickled.*batch\[0\]: cannot pickle"):
-        pack_value([(i for i in ())], name="batch")
+        pack_named([(i for i in ())], name="batch", namespace={})
 
 
 # ---------------------------------------------------------------- parcels

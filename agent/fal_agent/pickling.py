@@ -27,7 +27,20 @@ if TYPE_CHECKING:
 
     from fal_agent.framing import Buffer
 
-__all__ = ["ATOMS", "dump", "dump_parts", "explain", "last_of", "load", "measure"]
+__all__ = [
+    "ATOMS",
+    "dump",
+    "dump_parts",
+    "explain",
+    "is_importable",
+    "last_of",
+    "load",
+    "make_class",
+    "measure",
+    "note_class",
+    "pickler_type",
+    "sending_by_value",
+]
 
 _OUT_OF_BAND = 8 << 10  # bytes; a smaller buffer costs less inside the pickle
 _PROTOCOL = 5
@@ -76,10 +89,10 @@ def dump(
     if type(value) in ATOMS:
         return [pickle.dumps(value, _PROTOCOL)]
     try:
-        with _sending_by_value(by_value):
+        with sending_by_value(by_value):
             return dump_parts(value, attributes)
     except Exception as error:
-        with _sending_by_value(by_value):
+        with sending_by_value(by_value):
             reason = explain(value, error, _can_pickle, name)
         raise FalSerializationError(f"{what} cannot be pickled, so it cannot travel: {reason}") from error
 
@@ -125,7 +138,7 @@ def dump_parts(value: Any, attributes: Optional[frozenset[str]] = None) -> list[
         return False
 
     file = io.BytesIO()
-    _pickler_type()(file, keep, attributes).dump(value)
+    pickler_type()(file, keep, attributes).dump(value)
     return [file.getvalue(), *views]
 
 
@@ -137,7 +150,7 @@ def _writable(part: Buffer) -> Buffer:
 
 def _can_pickle(value: Any) -> None:
     """Raise what pickling the value raises; its result is thrown away as it is made."""
-    _pickler_type()(_Nowhere(), lambda _buffer: False, None).dump(value)
+    pickler_type()(_Nowhere(), lambda _buffer: False, None).dump(value)
 
 
 class _Nowhere:
@@ -151,7 +164,7 @@ class _Nowhere:
 
 
 @contextlib.contextmanager
-def _sending_by_value(names: Collection[str]) -> Iterator[None]:
+def sending_by_value(names: Collection[str]) -> Iterator[None]:
     """Tell cloudpickle, for a while, to send modules by value."""
     if not names:
         yield
@@ -182,7 +195,7 @@ def _goes_by_value(module_name: str) -> bool:
     return False
 
 
-def _is_importable(value: Any) -> bool:
+def is_importable(value: Any) -> bool:
     """Whether the other side finds the value under its module and qualified name."""
     module_name = getattr(value, "__module__", None)
     if not isinstance(module_name, str) or module_name == "__main__" or _goes_by_value(module_name):
@@ -197,7 +210,7 @@ def _is_importable(value: Any) -> bool:
 
 
 @functools.cache
-def _pickler_type() -> Callable[..., pickle.Pickler]:
+def pickler_type() -> Callable[..., pickle.Pickler]:
     """Make our pickler's class, once: its base is imported on first use."""
     import _thread
     from collections import ChainMap
@@ -233,15 +246,15 @@ def _pickler_type() -> Callable[..., pickle.Pickler]:
             reduced = super().reducer_override(obj)
             if isinstance(obj, type) and type(reduced) is tuple and len(reduced) == 6:  # noqa: PLR2004 - see pickle
                 make, arguments, state, _, _, set_state = reduced
-                if obj not in _foreigners:
-                    _natives.add(obj)
-                return _make_class, (make, *arguments), (set_state, state), None, None, _set_class_state
+                state[0].pop("__slotnames__", None)  # what `copyreg` noted of it when an instance was pickled
+                note_class(obj)
+                return make_class, (make, *arguments), (set_state, state), None, None, _set_class_state
             return reduced
 
     return Pickler
 
 
-def _make_class(make: Callable[..., type], *arguments: Any) -> type:
+def make_class(make: Callable[..., type], *arguments: Any) -> type:
     """Give the class that is known under an id, or else make it: made again, it would be registered twice.
 
     Both functions by which cloudpickle makes classes take the id last but one, and use it only in the end.
@@ -252,6 +265,14 @@ def _make_class(make: Callable[..., type], *arguments: Any) -> type:
     return make(*arguments) if known is None else cast("type", known)
 
 
+def note_class(cls: type, *, came: bool = False) -> None:
+    """Know a class that goes out by value as one of this process, or one that came as another's."""
+    if came and cls not in _natives:
+        _foreigners.add(cls)
+    elif cls not in _foreigners:
+        _natives.add(cls)
+
+
 def _set_class_state(cls: type, state: tuple[Callable[[type, Any], Any], Any]) -> None:
     """Fill a class that came by value, unless it was made here and has only come home.
 
@@ -260,7 +281,7 @@ def _set_class_state(cls: type, state: tuple[Callable[[type, Any], Any], Any]) -
     """
     if cls in _natives:
         return
-    _foreigners.add(cls)
+    note_class(cls, came=True)
     set_state, content = state
     set_state(cls, content)
 
@@ -297,7 +318,7 @@ def _make_code(
 
 
 def _reduce_lru_cache(wrapper: Any) -> Any:
-    if _is_importable(wrapper):
+    if is_importable(wrapper):
         return wrapper.__qualname__
     return _make_lru_cache, (wrapper.__wrapped__, wrapper.cache_parameters())
 

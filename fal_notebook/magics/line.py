@@ -12,6 +12,7 @@ from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
 
 from fal_notebook.display.tables import Table, ago
+from fal_notebook.magics.names import NAME_COMMANDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,25 +43,44 @@ class LineMagics(Magics):  # type: ignore[misc] # IPython has no types
         %fal prune [NAME] [--days=7] [--gb=2]
                                          forget ended runs: older ones, and the oldest beyond so much
         %fal attach ID                   show a run of the current host again, and follow it
+        %fal push NAME...                send names of the notebook to the session
+        %fal pull NAME...                bring names of the session, whatever their size
+        %fal vars                        the names of the session: types, shapes, sizes, devices
+        %fal reset [--restart]           forget the session's names, or end its process
         %fal stop [NAME] [--all]         end this kernel's sessions on a host, or every worker
         %fal apps [NAME]                 the apps that a host serves
         %fal key                         the key that apps with app_auth="private" ask for
         %fal doctor [NAME]               check the way to a host, with the fix for what is wrong
         %fal help                        this text
+
+        push, pull, vars and reset take --host NAME and --session NAME; without, they mean the current
+        host, and this kernel's own session there.
         """
         try:
             command, *words = shlex.split(line) or ["help"]
         except ValueError as error:
             raise UsageError(f"the line cannot be read: {error}") from None
+        if command in NAME_COMMANDS:
+            return _about_names(command, self.shell.user_ns, words)
         handler = COMMANDS.get(command)
         if handler is None:
-            raise UsageError(f"%fal {command}: unknown; known are {', '.join(COMMANDS)}")
+            raise UsageError(f"%fal {command}: unknown; known are {', '.join([*COMMANDS, *NAME_COMMANDS])}")
         flags = {word for word in words if word.startswith("-")}
         names = [word for word in words if not word.startswith("-")]
         unknown = {flag for flag in flags if flag.partition("=")[0] not in _FLAGS.get(command, ())}
         if unknown or len(names) > 1:
             raise UsageError(f"%fal {command}: cannot use {' '.join([*unknown, *names[1:]])}; see %fal help")
         return handler(names[0] if names else None, flags)
+
+
+def _about_names(command: str, namespace: dict[str, Any], words: list[str]) -> Any:
+    from fal_notebook.variables import NameNotFoundError
+
+    try:
+        told = NAME_COMMANDS[command](namespace, words)
+    except NameNotFoundError as error:
+        raise UsageError(f"%fal {command}: {error}") from None
+    return _Text(told) if isinstance(told, str) else told
 
 
 def _connect(name: str | None, flags: set[str]) -> str:

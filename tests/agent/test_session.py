@@ -46,7 +46,9 @@ class Notebook:
             parts += dumped
         message: dict[str, Any] = {
             "code": code, "filename": "<cell 1>", "first_line": 1, "source": code, "names": names, "held": {},
-            "aliases": {}, "deleted": [], "binds": [], "may_bind": [], "returns": True, "wanted": [],
+            "aliases": {}, "handles": [], "sharing": [], "shared": [], "farewells": {}, "deleted": [],
+            "binds": [], "may_bind": [], "returns": True, "wanted": [],
+            "lists": False, "resets": False, "exports": [], "reads": [], "unwatched": [],
             "installed": [], "limit": 1 << 20, "number": 1,
         }  # fmt: skip
         call = self._call()
@@ -157,6 +159,7 @@ def test_deletions_are_told_and_followed(notebook: Notebook) -> None:
 
 def test_functions_and_classes_of_a_cell_come_back_by_value(notebook: Notebook) -> None:
     _, values = notebook.run("class P:\n    n = 3\ndef f(a): return a + P.n\np = P()")
+    values["f"].__globals__.update(values)  # it uses the names of where it arrives
     assert values["f"](1) == 4
     assert type(values["p"]).__module__ == "__main__"
     assert values["p"].n == 3
@@ -203,6 +206,13 @@ def test_a_table_that_stays_shows_its_first_rows(notebook: Notebook) -> None:
     reply, _ = notebook.run("import pandas as pd\nt = pd.DataFrame({'a': range(1000)})", limit=100)
     assert "<table" in reply["handles"]["t"]["html"]
     assert reply["handles"]["t"]["html"].count("<tr") == 6
+
+
+def test_a_picture_that_stays_shows_a_small_copy(notebook: Notebook) -> None:
+    pytest.importorskip("PIL")
+    code = "from PIL import Image\npicture = Image.effect_noise((1200, 900), 90)"
+    described = notebook.run(code, limit=1000)[0]["handles"]["picture"]
+    assert described["html"].startswith('<img src="data:image/png;base64,')
 
 
 def test_values_with_hostile_methods_are_described_all_the_same(notebook: Notebook) -> None:
@@ -433,7 +443,7 @@ def test_cells_have_the_numbers_of_the_notebook(notebook: Notebook) -> None:
 def test_an_error_is_raised_and_the_names_bound_before_it_stay(notebook: Notebook, capsys: Any) -> None:
     with pytest.raises(ZeroDivisionError):
         notebook.run("x = 1\n1/0\ny = 2")
-    assert notebook.run("z = x, 'y' in globals()")[1] == {"z": (1, False)}
+    assert notebook.run("z = x, 'y' in globals()")[1] == {"z": (1, False), "x": 1}
     assert capsys.readouterr() == ("", "")
 
 
@@ -528,4 +538,4 @@ def test_an_interrupt_stops_the_cell_where_it_is_and_keeps_the_session(
         notebook.run("started.set()\n" + code, filename="<c>")
     thread.join()
     assert line in [f.line for f in traceback.extract_tb(caught.value.__traceback__) if f.filename == "<c>"]
-    assert notebook.run("y = x, seen")[1] == {"y": (1, 1)}
+    assert notebook.run("y = x, seen")[1]["y"] == (1, 1)

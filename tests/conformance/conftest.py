@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from support.cells import CellNotebook
 from support.hosts import AGENT_HOSTS, host_named
+
+from fal_notebook.session import forget_sessions, session_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,3 +48,18 @@ def agent_host(request: pytest.FixtureRequest) -> Host:
 def linked_host(request: pytest.FixtureRequest) -> Host:
     """The same, over each kind of link."""
     return host_named(request, request.param)
+
+
+@pytest.fixture
+def notebook(agent_host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CellNotebook]:
+    """A notebook whose cells run on one host after the other."""
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    shell = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}), user_ns={})
+    yield CellNotebook(shell, agent_host)
+    for session in session_names(agent_host):
+        agent_host.ask("stop", session=session)
+    forget_sessions(agent_host)
+    InteractiveShell.clear_instance()

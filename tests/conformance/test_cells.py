@@ -2,56 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from fal_agent.errors import FalServerlessError
 from fal_notebook.handles import Handle
-from fal_notebook.magics.options import parse_cell_line
-from fal_notebook.session import forget_sessions, run_cell, session_names
+from fal_notebook.session import session_names
 from fal_notebook.syncing import sync_dir
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-    from fal_notebook.hosts.base import Host
+    from support.cells import CellNotebook
 
 
-class Notebook:
-    """An IPython shell, and a host that its cells run on."""
-
-    def __init__(self, shell: Any, host: Host) -> None:
-        self.shell, self.host = shell, host
-        self.here: dict[str, Any] = shell.user_ns
-
-    def run(self, code: str, line: str = "") -> Any:
-        return run_cell(self.shell, code, parse_cell_line(f"--host {self.host.name} {line}"))
-
-
-@pytest.fixture
-def notebook(agent_host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Notebook]:
-    from IPython.core.interactiveshell import InteractiveShell
-    from traitlets.config import Config
-
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
-    shell = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}), user_ns={})
-    yield Notebook(shell, agent_host)
-    for session in session_names(agent_host):
-        agent_host.ask("stop", session=session)
-    forget_sessions(agent_host)
-    InteractiveShell.clear_instance()
-
-
-def test_names_go_and_come(notebook: Notebook, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_go_and_come(notebook: CellNotebook, capsys: pytest.CaptureFixture[str]) -> None:
     notebook.here["x"] = 20
     notebook.run("y = x + 1\nprint('there', y)")
     assert notebook.here["y"] == 21
     assert capsys.readouterr().out == "there 21\n"
 
 
-def test_cells_find_synced_files_below_data(notebook: Notebook, tmp_path: Path) -> None:
+def test_cells_find_synced_files_below_data(notebook: CellNotebook, tmp_path: Path) -> None:
     folder = tmp_path / "local"
     folder.mkdir()
     (folder / "a.txt").write_text("a")
@@ -65,7 +38,7 @@ def test_cells_find_synced_files_below_data(notebook: Notebook, tmp_path: Path) 
     assert list(notebook.here["listed"]) == ["a.txt"]
 
 
-def test_a_large_value_travels_once_each_way(notebook: Notebook) -> None:
+def test_a_large_value_travels_once_each_way(notebook: CellNotebook) -> None:
     notebook.here["data"] = b"a" * 5_000_000
     notebook.run("n = len(data)\nback = data + b'!'")
     assert notebook.here["n"] == 5_000_000
@@ -75,7 +48,7 @@ def test_a_large_value_travels_once_each_way(notebook: Notebook) -> None:
     assert notebook.here["m"] == 5_000_001
 
 
-def test_an_error_comes_home_with_its_type_and_the_session_stays(notebook: Notebook) -> None:
+def test_an_error_comes_home_with_its_type_and_the_session_stays(notebook: CellNotebook) -> None:
     notebook.run("kept = 1")
     with pytest.raises(LookupError, match="nothing here"):
         notebook.run("found = 2\nraise LookupError('nothing here')")
@@ -83,20 +56,20 @@ def test_an_error_comes_home_with_its_type_and_the_session_stays(notebook: Noteb
     assert (notebook.here["total"], notebook.here["found"]) == (3, 2)
 
 
-def test_a_class_of_the_notebook_comes_home_as_itself(notebook: Notebook) -> None:
+def test_a_class_of_the_notebook_comes_home_as_itself(notebook: CellNotebook) -> None:
     notebook.shell.run_cell("class Mine:\n    def __init__(self, n): self.n = n")
     notebook.run("one = Mine(1)")
     assert type(notebook.here["one"]) is notebook.here["Mine"]
 
 
-def test_a_cell_in_the_background_gives_its_names_with_its_result(notebook: Notebook) -> None:
+def test_a_cell_in_the_background_gives_its_names_with_its_result(notebook: CellNotebook) -> None:
     notebook.here["x"] = 1
     run = notebook.run("y = x + 1", "--background")
     assert run.result(timeout=60) == {"y": 2}
     assert notebook.here["y"] == 2
 
 
-def test_a_session_that_ended_gets_again_what_the_notebook_has(notebook: Notebook) -> None:
+def test_a_session_that_ended_gets_again_what_the_notebook_has(notebook: CellNotebook) -> None:
     notebook.here["x"] = [1]
     notebook.run("big = bytes(2_000_000)\nx")
     for session in session_names(notebook.host):
@@ -108,7 +81,7 @@ def test_a_session_that_ended_gets_again_what_the_notebook_has(notebook: Noteboo
 
 
 def test_a_secret_joins_the_session_as_it_is_and_what_holds_it_stays_there(
-    notebook: Notebook, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    notebook: CellNotebook, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     notebook.run("import os\nkept = 1")
     monkeypatch.setenv("FAL_TEST_SECRET", "s3cr3t-of-a-cell")

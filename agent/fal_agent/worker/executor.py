@@ -17,12 +17,14 @@ import threading
 import time
 import traceback
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent import failures, pickling
 from fal_agent.calling import complete, dump_result, run_chunk, run_coroutine, stream, stream_async
 from fal_agent.duplex import c_signal
 from fal_agent.errors import ProtocolError
+from fal_agent.references import look_in
 from fal_agent.variables import variables_of
 from fal_agent.wire import Data, Execute, Failure, Lend, Listening, Reply, Result, Returned, Task
 from fal_agent.worker.app_runner import AppRunner
@@ -66,6 +68,7 @@ class Executor:
         self._threads: dict[str, int] = {}  # run id -> ident of the thread that runs it
         self._shelf = Shelf()
         self._sessions = Sessions()
+        look_in(sessions=self._sessions.value)
         self._switch = threading.Lock()  # an interrupt looks which call runs and strikes, undisturbed
         self._main_run: Optional[str] = None
         self._interruptible = False
@@ -357,6 +360,8 @@ class Executor:
         # Before any of the user's code is opened: what it imports may look.
         self._secrets.put(task.environ if task.serve is None else task.serve.app.environ)
         _enter_folder(task.folder, task.import_path)
+        if task.outbox:
+            look_in(blobs=Path(task.outbox).parents[3])  # see `fal_agent.server.blobs`
         arguments = open_data(request.arguments, buffers, request.blobs)
         check_pydantic(task.pydantic, arguments)
         if task.kind == "cell":

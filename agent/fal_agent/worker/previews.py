@@ -6,15 +6,20 @@ are recognised by the attributes that they share, so that none is imported.
 
 from __future__ import annotations
 
+import base64
+import io
 import reprlib
 import sys
 from typing import Any, Optional
 
-__all__ = ["describe_value", "from_device", "is_larger", "type_name"]
+__all__ = ["describe_briefly", "describe_value", "from_device", "is_larger", "type_name"]
 
 _REPR_LIMIT = 2000  # characters
 _HTML_LIMIT = 50_000  # characters
 _ROWS = 5  # of a table's preview
+_THUMBNAIL = 192  # pixels, the longer side
+_PICTURE_LIMIT = 200_000  # characters
+_PICTURES = ("thumbnail", "copy", "save", "convert")
 
 _CONTAINERS = (list, tuple, set, frozenset, dict)
 
@@ -24,18 +29,23 @@ def describe_value(value: Any) -> dict[str, Any]:
 
     Returns:
         "type", its qualified name; "size", bytes as far as they can be told quickly, or None;
-        "shape", a list of int, or None; "dtype" and "device", text or None; "repr", shortened; and
-        "html", a preview of a table, or None.
+        "shape", a list of int, or None; "dtype" and "device", text or None; "length", of a text or a
+        container, or None; "repr", shortened; and "html", the head of a table or a small copy of a
+        picture, or None.
     """
-    shape = _attribute(value, "shape")
+    html = _table_head(value) or _thumbnail(value)
+    return {**describe_briefly(value), "repr": _short_repr(value), "html": html}
+
+
+def describe_briefly(value: Any) -> dict[str, Any]:
+    """Describe a value without looking into it: as `describe_value`, but for "repr" and "html"."""
     return {
         "type": type_name(value),
         "size": _rough_size(value),
-        "shape": _whole_numbers(shape),
+        "shape": _whole_numbers(_attribute(value, "shape")),
         "dtype": _text_of(value, "dtype"),
         "device": _text_of(value, "device"),
-        "repr": _short_repr(value),
-        "html": _table_head(value),
+        "length": len(value) if isinstance(value, (str, bytes, bytearray, *_CONTAINERS)) else None,
     }
 
 
@@ -112,6 +122,21 @@ def _table_head(value: Any) -> Optional[str]:
     except Exception:  # noqa: BLE001 - not the method of a table that we took it for
         return None
     return html if isinstance(html, str) and len(html) <= _HTML_LIMIT else None
+
+
+def _thumbnail(value: Any) -> Optional[str]:
+    """HTML of a small copy of what is a picture, recognised as Pillow's are."""
+    if isinstance(value, type) or not all(callable(_attribute(value, name)) for name in _PICTURES):
+        return None
+    try:
+        small = value.copy()
+        small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        file = io.BytesIO()
+        small.save(file, "PNG")
+    except Exception:  # noqa: BLE001 - not the methods of a picture that we took them for
+        return None
+    data = base64.b64encode(file.getvalue()).decode("ascii")
+    return f'<img src="data:image/png;base64,{data}">' if len(data) <= _PICTURE_LIMIT else None
 
 
 def _attribute(value: Any, name: str) -> Any:

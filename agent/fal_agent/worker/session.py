@@ -12,49 +12,68 @@ A cell's request is a dict:
     source      str     the whole text that `filename` stands for
     number      int     the cell's number in the notebook
     parent      str     id of the front end's message that the cell came in; "" outside of a kernel
+    sharing     list    [notebook, epoch, steps]: see `fal_agent.sharing`; [] when nothing is shared
     names       dict    name -> [start, stop, version]: values that came along, slices of the parts
+    shared      list    those of `names` that come as `SharedObjects.encode` makes them
+    farewells   dict    name -> part: what `SharedObjects.farewells` says of names that are shared no more
     held        dict    name -> version that the session is taken to hold; "*" for whichever
     aliases     dict    name -> [name in the session, version]: another name for a value that is here
+    handles     list    names of `held` of which the notebook has a handle
     deleted     list    names that the notebook deleted
     binds       list    names that the cell is certain to bind if it ends well
     may_bind    list    names that the cell may bind
-    returns     bool    bring back what the cell binds
+    returns     bool    bring back what the cell binds or changes
     wanted      list    names whose values are to come back in any case
+    lists       bool    say what names there are
+    resets      bool    forget all names
+    exports     list    names of `held` whose values are to be put into files
+    reads       list    [path, start, size]: a piece of such a file; [] for none
+    unwatched   list    those of `names` that hold what is here already: changes in them stay
     limit       int     bytes; a larger value stays, and is described
     installed   list    requirement lines that cells of the session have installed, for all the notebook knows
 
 Its reply is a dict, with the pickles of values in a list of buffers beside it:
 
-    stale       list    names of `held` and `aliases` that are not so; the cell did not run then
+    stale       list    names of `held` and `aliases` that are not so, "*" if `sharing` is not; the cell
+                        did not run then
     lacks       list    lines of `installed` that are not installed here; the cell did not run then
     installed   list    lines that are, after the cell
-    names       dict    name -> [start, stop], slices of the list of buffers
+    names       dict    name -> [start, stop], slices of the list of buffers, in the order they were made
+    shared      list    those of `names` that come as `SharedObjects.encode` makes them
+    farewells   dict    name -> buffer: what `SharedObjects.farewells` says of names that are shared no more
+    plain       dict    name -> [start, stop]: those of `shared` that take earlier ones for granted, in full;
+                        for a notebook that comes back to a run of one that has gone
     types       dict    name -> type of each name that comes back, for when it cannot be opened there
-    handles     dict    name -> what `describe_value` says, of each that stays
+    handles     dict    name -> what `describe_value` says, of each that stays, or whose description changed
     modules     dict    name -> module that it stands for
     missing     list    wanted names that are not bound
     deleted     list    names that the cell deleted
     versions    dict    name -> version, of all that came, comes back or stays
+    listed      dict    name -> what `describe_briefly` says, and its "version"; but for modules
+    dropped     int     number of names that were forgotten
+    exported    dict    name -> [path, bytes, ""], or ["", 0, why not]
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import types
 import uuid
-import weakref
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Optional
 
-from fal_agent import pickling
 from fal_agent.errors import FalServerlessError
 from fal_agent.failures import OpeningError
+from fal_agent.namespaces import Dumped, load_named
+from fal_agent.sharing import SharedObjects
 from fal_agent.silence import silence
 from fal_agent.worker import comms
+from fal_agent.worker.collecting import Collector, Reply
+from fal_agent.worker.exports import Exports
 from fal_agent.worker.overlay import installed_lines
-from fal_agent.worker.previews import describe_value, from_device, is_larger, type_name
+from fal_agent.worker.previews import describe_briefly, from_device
+from fal_agent.worker.traces import Trace
+from fal_agent.worker.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -65,7 +84,7 @@ if TYPE_CHECKING:
 __all__ = ["Sessions"]
 
 _ANY = "*"
-_ATOMS = (int, float, complex, bool, type(None))
+_NOTEBOOKS = 4  # that a session shares objects with at a time
 
 
 class Sessions:
@@ -118,21 +137,13 @@ class Sessions:
         if session is not None:
             session.hear(message, buffers, call)
 
+    def value(self, name: str, version: str) -> Any:
+        """Give the value of a version in a session.
 
-@dataclass
-class _Reply:
-    """What goes back to the notebook."""
-
-    stale: list[str] = field(default_factory=list)
-    lacks: list[str] = field(default_factory=list)
-    installed: list[str] = field(default_factory=list)
-    names: dict[str, list[int]] = field(default_factory=dict)
-    types: dict[str, str] = field(default_factory=dict)
-    handles: dict[str, dict[str, Any]] = field(default_factory=dict)
-    modules: dict[str, str] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    deleted: list[str] = field(default_factory=list)
-    versions: dict[str, str] = field(default_factory=dict)
+        Raises:
+            LookupError: there is no such session, or no such value in it.
+        """
+        return self._sessions[name].value(version)
 
 
 class _Session:
@@ -143,14 +154,35 @@ class _Session:
         self._namespace: dict[str, Any] = self._shell.user_ns
         self._own = set(self._namespace)  # IPython's
         self._versions: dict[str, str] = {}
+        self._watch = Watch(self._namespace)
+        self._collector = Collector(self._namespace, self._watch)
+        self._owed: set[str] = (
+            set()
+        )  # names that failed cells bound or changed: they come with the next reply
+        self._shared: dict[str, tuple[int, SharedObjects]] = {}  # notebook -> epoch, what it has in common
         self._folder: Optional[str] = None
+        self._exports = Exports()
+
+    def value(self, version: str) -> Any:
+        """Give the value of a version.
+
+        Raises:
+            LookupError: there is none.
+        """
+        for name, known in self._versions.items():
+            if known == version and name in self._namespace:
+                return self._namespace[name]
+        raise LookupError(version)
 
     def run(
         self, request: dict[str, Any], parts: Sequence[Buffer], call: CallContext
     ) -> tuple[dict[str, Any], list[Buffer]]:
         """Run a cell; see `Sessions.run`."""
-        reply = _Reply()
+        reply = Reply()
+        sharing = self._sharing(request["sharing"])
         reply.stale = self._untrue(request)
+        if sharing is None and request["sharing"]:
+            reply.stale.append(_ANY)
         reply.installed = installed_lines()
         reply.lacks = [line for line in request["installed"] if line not in reply.installed]
         if reply.stale or reply.lacks:
@@ -158,16 +190,34 @@ class _Session:
         self._shell.become_current()
         _begin(call, request)
         with silence():
-            arrived = self._take(request, parts)
-        bound = self._execute(request, call, reply) if request["code"].strip() else set()
+            arrived = self._take(request, parts, sharing)
+        left: dict[str, Optional[Dumped]] = {}
+        if request["code"].strip():
+            left = self._execute(request, call, reply, sharing)
         reply.installed = installed_lines()
-        wanted = dict.fromkeys([*request["wanted"], *(sorted(bound) if request["returns"] else ())])
-        insists = not request["code"].strip()
+        if request["returns"]:
+            left.update(dict.fromkeys(sorted(self._owed & self._namespace.keys())))
+            reply.deleted += sorted(self._owed - self._namespace.keys())
+            self._owed.clear()
+        self._versions.update({name: uuid.uuid4().hex for name in left})
+        back = {**dict.fromkeys(request["wanted"]), **(left if request["returns"] else {})}
         with silence():
-            buffers = self._collect(wanted, request["limit"], reply, call, insists=insists)
+            buffers = self._collector.collect(back, request, reply, sharing, call)
         for name in {*reply.names, *reply.handles, *reply.modules}:  # `_name` too, if it was asked for
             self._versions.setdefault(name, uuid.uuid4().hex)
-        told = {*arrived, *bound, *wanted}
+        if not request["returns"]:
+            self._watch_anew(left, apart=True)
+        if request["lists"]:
+            reply.listed = self._listed()
+        if request["resets"]:
+            reply.dropped = self._reset()
+        for name in request["exports"]:
+            reply.exported[name] = self._exports.put(
+                self._versions[name], from_device(self._namespace[name]), call
+            )
+        if request["reads"]:
+            buffers.append(self._exports.read(*request["reads"]))
+        told = {*arrived, *left, *request["wanted"], *reply.handles}
         reply.versions = {name: version for name, version in self._versions.items() if name in told}
         return vars(reply), buffers
 
@@ -194,40 +244,106 @@ class _Session:
 
     # ------------------------------------------------------------ before the cell
 
+    def _sharing(self, told: Sequence[Any]) -> Optional[SharedObjects]:
+        """Give what a notebook shares with this session; None if it takes more to be shared than is."""
+        if not told:
+            return None
+        notebook, epoch, steps = told
+        known_epoch, sharing = self._shared.get(notebook, (None, None))
+        if known_epoch == epoch and sharing is not None:
+            return sharing if sharing.steps == steps else None
+        if steps:
+            return None
+        sharing = SharedObjects(self._namespace, -1)
+        self._shared.pop(notebook, None)
+        while len(self._shared) >= _NOTEBOOKS:
+            self._shared.pop(next(iter(self._shared)))
+        self._shared[notebook] = epoch, sharing
+        return sharing
+
     def _untrue(self, request: dict[str, Any]) -> list[str]:
         """Names that the notebook takes to be here in a version that is not, and did not send."""
-        held = [(name, name, version) for name, version in request["held"].items()]
-        aliases = [(name, target, version) for name, (target, version) in request["aliases"].items()]
-        return [
+        held = [name for name, version in request["held"].items() if not self._has(name, version)]
+        aliases = [
             name
-            for name, target, version in (*held, *aliases)
-            if name not in request["names"] and not self._has(target, version)
+            for name, (target, version) in request["aliases"].items()
+            if not (self._has(name, version) or self._has(target, version))
         ]
+        return [name for name in (*held, *aliases) if name not in request["names"]]
 
     def _has(self, name: str, version: str) -> bool:
         return name in self._namespace and version in (_ANY, self._versions.get(name))
 
-    def _take(self, request: dict[str, Any], parts: Sequence[Buffer]) -> set[str]:
+    def _take(
+        self, request: dict[str, Any], parts: Sequence[Buffer], sharing: Optional[SharedObjects]
+    ) -> set[str]:
         """Put what came along into the namespace; nothing of it if a value cannot be opened."""
-        aliases = request["aliases"]
-        values = {name: self._namespace[target] for name, (target, _) in aliases.items()}
-        versions = {name: self._versions.get(target, version) for name, (target, version) in aliases.items()}
+        aliases = {
+            name: target
+            for name, (target, version) in request["aliases"].items()
+            if not self._has(name, version)
+        }
+        values = {name: self._namespace[target] for name, target in aliases.items()}
+        versions = {name: self._versions.get(target, "") for name, target in aliases.items()}
+        if sharing is not None:
+            for name, part in request["farewells"].items():
+                sharing.decode(name, parts[part])
+            sharing.forget(
+                [*request["farewells"], *request["deleted"], *request["aliases"], *request["handles"]]
+            )
         for name, (start, stop, version) in request["names"].items():
-            if not self._has(name, request["held"].get(name, version)):
-                values[name], versions[name] = _open(name, parts[start:stop]), version
+            if name in request["shared"] or not self._has(name, request["held"].get(name, version)):
+                opening = sharing if name in request["shared"] else None
+                values[name] = self._open(name, parts[start:stop], opening)
+                versions[name] = version
+            if sharing is not None and name not in request["shared"]:
+                sharing.forget([name])
         for name in request["deleted"]:
             if name not in self._own:
-                self._namespace.pop(name, None)
-                self._versions.pop(name, None)
+                self._drop(name)
         self._namespace.update(values)
         self._versions.update(versions)
+        self._owed -= {*values, *request["deleted"]}
+        unwatched = {*request["aliases"], *request["unwatched"]}
+        self._watch_anew({name for name in values if name not in unwatched})
+        self._watch.forget(request["unwatched"])
+        self._watch.note_new(
+            name for name in request["held"] if name not in {*request["handles"], *request["unwatched"]}
+        )
         return set(values)
+
+    def _open(self, name: str, parts: Sequence[Buffer], sharing: Optional[SharedObjects]) -> Any:
+        try:
+            if sharing is not None:
+                return sharing.decode(name, parts[0])
+            return load_named(parts, self._namespace)
+        except ModuleNotFoundError as error:
+            detail = {"module": error.name or "?", "names": [], "variable": name}
+            raise OpeningError("missing", f"{name!r} needs a module: {error}", detail) from error
+        except Exception as error:
+            raise OpeningError(
+                "deserialization", f"{name!r} cannot be opened there: {type(error).__name__}: {error}"
+            ) from error
+
+    def _drop(self, name: str) -> None:
+        self._namespace.pop(name, None)
+        self._versions.pop(name, None)
+        self._collector.forget(name)
+        self._watch.forget([name])
+
+    def _watch_anew(self, names: Iterable[str], *, apart: bool = False) -> None:
+        """The notebook holds what these names stand for now; or (`apart`) it is not to hold it."""
+        for name in names:
+            if name in self._namespace:
+                self._watch.note(name, apart=apart)
 
     # ------------------------------------------------------------ the cell
 
-    def _execute(self, request: dict[str, Any], call: CallContext, reply: _Reply) -> set[str]:
-        """Run the code; give the names that it bound."""
-        before = {name: _Trace(value) for name, value in self._namespace.items()}
+    def _execute(
+        self, request: dict[str, Any], call: CallContext, reply: Reply, sharing: Optional[SharedObjects]
+    ) -> dict[str, Optional[Dumped]]:
+        """Run the code; give the names that it bound, or whose values it changed in place."""
+        before = {name: Trace(value) for name, value in self._namespace.items()}
         with self._in_own_folder():
             error = self._shell.run_cell_of(request, call)
         bound = {
@@ -239,16 +355,24 @@ class _Session:
         }
         if error is None:  # a name may have got the very value that it had
             bound |= {name for name in request["binds"] if name in self._namespace}
-        self._versions.update(dict.fromkeys(bound, uuid.uuid4().hex))
-        reply.deleted = sorted(set(before) - set(self._namespace))
-        for name in reply.deleted:
-            self._versions.pop(name, None)
+        read = {*request["held"], *request["names"], *request["aliases"]}
+        left: dict[str, Optional[Dumped]] = {
+            **dict.fromkeys(sorted(bound)),
+        }
+        with silence():
+            left.update(self._watch.changed(read, bound, sharing))
+        deleted = sorted(set(before) - set(self._namespace))
+        for name in deleted:
+            self._drop(name)
         if error is not None:
+            if request["returns"]:
+                self._owed |= {*left, *deleted}
             try:
                 raise error
             finally:
                 del error  # it holds this frame, which must not hold it
-        return bound
+        reply.deleted = deleted
+        return left
 
     @contextmanager
     def _in_own_folder(self) -> Iterator[None]:
@@ -262,58 +386,25 @@ class _Session:
             with suppress(FileNotFoundError):  # the cell removed the folder it was in
                 self._folder = os.getcwd()  # noqa: PTH109 - a plain path for os.chdir
 
-    # ------------------------------------------------------------ after the cell
+    # ------------------------------------------------------------ questions
 
-    def _collect(
-        self, wanted: Iterable[str], limit: int, reply: _Reply, call: CallContext, *, insists: bool
-    ) -> list[Buffer]:
-        """Pickle the names that go back; describe those that are too large, or cannot, or hold a secret.
+    def _listed(self) -> dict[str, dict[str, Any]]:
+        """Say what names there are."""
+        return {
+            name: {**describe_briefly(value), "version": self._versions.get(name, "")}
+            for name, value in sorted(self._namespace.items())
+            if name not in self._own and name[:1] != "_" and not isinstance(value, types.ModuleType)
+        }
 
-        Args:
-            wanted: the names.
-            limit: bytes of one value.
-            reply: takes what is found.
-            call: knows the secrets.
-            insists: the value itself is asked for, also from a device's memory.
-        """
-        buffers: list[Buffer] = []
-        for name in wanted:
-            if name not in self._namespace:
-                reply.missing.append(name)
-                continue
-            value = self._namespace[name]
-            if isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value:
-                reply.modules[name] = value.__name__
-                continue
-            parts = _dump(from_device(value) if insists else value, limit)
-            if parts is None or (not insists and call.holds_secret(parts)):
-                described = describe_value(value)
-                reply.handles[name] = described if call.masker is None else call.masker.mask_all(described)
-            else:
-                reply.names[name] = [len(buffers), len(buffers) + len(parts)]
-                reply.types[name] = type_name(value)
-                buffers += parts
-        return buffers
-
-
-class _Trace:
-    """Tells whether a name still stands for a value, without keeping that: `del` frees it at once."""
-
-    __slots__ = ("_id", "_ref")
-
-    def __init__(self, value: Any) -> None:
-        self._id = id(value)
-        try:
-            self._ref: Any = weakref.ref(value)
-        except TypeError:
-            # What is small is kept. A list or the like leaves its address, which another may have got since.
-            self._ref = (lambda: value) if isinstance(value, _ATOMS) else None
-
-    def is_of(self, value: Any, may_be_new: bool) -> bool:
-        """Whether this is the value; `may_be_new` says that the name may have been bound again."""
-        if self._ref is None:
-            return self._id == id(value) and not may_be_new
-        return self._ref() is value
+    def _reset(self) -> int:
+        """Forget all names but IPython's own; give how many there were."""
+        self._shell.forget_outputs()
+        names = [name for name in self._namespace if name not in self._own and name[:1] != "_"]
+        for name in [name for name in self._namespace if name not in self._own]:
+            self._drop(name)
+        self._owed.clear()
+        self._shared.clear()
+        return len(names)
 
 
 def _begin(call: CallContext, request: dict[str, Any]) -> None:
@@ -333,26 +424,3 @@ def _make_shell() -> Any:
     from fal_agent.worker.shell import make_shell
 
     return make_shell()
-
-
-def _open(name: str, parts: Sequence[Buffer]) -> Any:
-    try:
-        return pickling.load(parts)
-    except ModuleNotFoundError as error:
-        detail = {"module": error.name or "?", "names": [], "variable": name}
-        raise OpeningError("missing", f"{name!r} needs a module: {error}", detail) from error
-    except Exception as error:
-        raise OpeningError(
-            "deserialization", f"{name!r} cannot be opened there: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _dump(value: Any, limit: int) -> Optional[list[Buffer]]:
-    """Pickle a value; None when it cannot be, is too large, or lives on a device."""
-    if is_larger(value, limit):
-        return None
-    try:
-        parts = pickling.dump_parts(value)
-    except Exception:  # noqa: BLE001 - pickling runs the user's code; what cannot be pickled stays here
-        return None
-    return parts if sum(len(part) for part in parts) <= limit else None

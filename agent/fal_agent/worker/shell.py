@@ -260,6 +260,10 @@ class SessionShell(InteractiveShell):  # type: ignore[misc]
             self._depth = 0
         return result
 
+    def forget_outputs(self) -> None:
+        """Let go of the results that `_`, `Out` and the like keep."""
+        self.displayhook.flush()
+
     def _count_as(self, number: int) -> None:
         """Give the next cell the number that it has in the notebook, so that `Out[5]` is the one there."""
         if number < self.execution_count:  # another notebook shares the session
