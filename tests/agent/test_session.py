@@ -48,7 +48,7 @@ class Notebook:
             "code": code, "filename": "<cell 1>", "first_line": 1, "source": code, "names": names, "held": {},
             "aliases": {}, "handles": [], "sharing": [], "shared": [], "farewells": {}, "deleted": [],
             "binds": [], "may_bind": [], "returns": True, "wanted": [],
-            "lists": False, "resets": False,
+            "lists": False, "resets": False, "exports": [], "reads": [], "unwatched": [],
             "installed": [], "limit": 1 << 20, "number": 1,
         }  # fmt: skip
         call = self._call()
