@@ -56,6 +56,8 @@ def page(port: int, text: str = "") -> str:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = f"{text} {self.path} {self.headers['Host']}".encode()
+            if self.path == "/pid":
+                body = str(os.getpid()).encode()
             self.send_response(503 if self.path == "/sick" else 200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -176,35 +178,28 @@ def test_a_function_that_opens_a_port_is_reached_at_a_local_url(agent_host: Any,
     assert until(lambda: info.state == "stopped")
 
 
-def test_a_new_version_gets_the_port_of_the_one_before(here: Any, spawned: list[Any]) -> None:
-    port = free_port()
-    function = fal.function(host=here, exposed_port=port, keep_alive=30)(renamed(page))
-    spawned.append(function.spawn(port, text="first"))
-    assert httpx.get(f"{spawned[0].url}/", timeout=SECONDS).text.startswith("first /")
-
-    spawned.append(function.spawn(port, text="second"))
-
-    assert spawned[0].future.result(SECONDS) is None
-    assert httpx.get(f"{spawned[1].url}/", timeout=SECONDS).text.startswith("second /")
-
-
-def test_a_server_that_is_not_well_is_replaced(here: Any, spawned: list[Any]) -> None:
-    """On the same port, so the first one has to end before. What it answers is its own matter."""
+def test_whoever_comes_next_gets_the_port(here: Any, spawned: list[Any]) -> None:
+    """A new version, and what replaces a server that is not well: the one before has to end first."""
     port = free_port()
     check = {"path": "/sick", "method": "GET", "call_regularly": False}
     decorate = fal.function(host=here, exposed_port=port, keep_alive=30, health_check_config=check)
-    info = decorate(renamed(page)).spawn(port, text="server")
+    function = decorate(renamed(page))
+    spawned.append(function.spawn(port, text="first"))
+    assert httpx.get(f"{spawned[0].url}/", timeout=SECONDS).text.startswith("first /")
+
+    info = function.spawn(port, text="second")
     spawned.append(info)
 
-    assert httpx.get(f"{info.url}/sick", timeout=SECONDS).status_code == 503
-    before = fal.apps(here)[0]
-    assert httpx.get(f"{info.url}/", headers={"x-fal-runner-health-check": "1"}).status_code == 200
-    assert before.state == "ready"
+    assert spawned[0].future.result(SECONDS) is None
+    assert httpx.get(f"{info.url}/", timeout=SECONDS).text.startswith("second /")
 
+    pid = httpx.get(f"{info.url}/pid", timeout=SECONDS).text
+    assert httpx.get(f"{info.url}/sick", timeout=SECONDS).status_code == 503  # which is its own matter
+    assert httpx.get(f"{info.url}/pid", headers={"x-fal-runner-health-check": "1"}).text == pid
     text = ""
     while "replacing a runner: a health check failed: status 503" not in text:
         text += info.logs.get(timeout=SECONDS).message
-    assert httpx.get(f"{info.url}/again", timeout=SECONDS).text.startswith("server /again")
+    assert httpx.get(f"{info.url}/pid", timeout=SECONDS).text != pid
 
 
 def test_a_port_in_use_is_told_before_the_function_runs(here: Any) -> None:
