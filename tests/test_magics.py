@@ -194,7 +194,7 @@ def test_a_mistake_in_the_line_is_one_short_message(fresh: Kernel) -> None:
 def test_large_values_stay_and_are_fetched_on_demand(fresh: Kernel) -> None:
     fresh.run("%%fal\nbig = bytes(3_000_000)")
     shown = fresh.run("big")
-    assert "bytes, 3 MB; big.get() brings it here" in str(shown.result)
+    assert "bytes, 3,000,000 long, 3 MB; big.get() brings it here" in str(shown.result)
     assert fresh.run("len(big.get())").result == "3000000"
     assert fresh.run("%%fal\nlen(big)").result == "3000000"
     fresh.run("%%fal --fresh\npass")
@@ -204,7 +204,7 @@ def test_large_values_stay_and_are_fetched_on_demand(fresh: Kernel) -> None:
 
 def test_names_are_pushed_listed_pulled_and_forgotten(fresh: Kernel) -> None:
     fresh.run("rows = [1, 2]")
-    assert "rows  22 B" in str(fresh.run("%fal push rows").result)
+    assert "rows  20 B" in str(fresh.run("%fal push rows").result)
     fresh.run("%%fal\nmany = list(range(300_000))\nlabel = 'x'")
     listed = str(fresh.run("%fal vars").result)
     assert re.search(r"many +list +300,000 +2.[45] MB +handle", listed)
@@ -215,7 +215,7 @@ def test_names_are_pushed_listed_pulled_and_forgotten(fresh: Kernel) -> None:
     assert "did you mean many?" in fresh.run("%fal pull nany").errors
     assert "there is no 'nothing' in the notebook" in fresh.run("%fal push nothing").errors
     assert "the following arguments are required: NAME" in fresh.run("%fal push").errors
-    assert fresh.run("%fal reset").result == "3 names forgotten"
+    assert str(fresh.run("%fal reset").result).startswith("3 names forgotten")
     assert "(none)" in str(fresh.run("%fal vars").result)
     assert fresh.run("%fal reset --restart").result == "the session will start anew"
 
