@@ -215,7 +215,9 @@ class SessionShell(InteractiveShell):  # type: ignore[misc]
         for name in ("last_type", "last_value", "last_traceback", "last_exc"):
             if hasattr(sys, name):
                 delattr(sys, name)
-        self.last_execution_result = None
+        result = self.last_execution_result
+        if result is not None:
+            result.error_before_exec = result.error_in_exec = None
         self.InteractiveTB.tb = self.InteractiveTB.pdb = None
 
     def run_callback(self, callback: Callable[[], None], call: CallContext) -> None:
