@@ -343,7 +343,13 @@ class Session:
         return self.names
 
     def ask(
-        self, request: Request, namespace: dict[str, Any], label: str, *, limit: int | None = RETURN_LIMIT
+        self,
+        request: Request,
+        namespace: dict[str, Any],
+        label: str,
+        *,
+        limit: int | None = RETURN_LIMIT,
+        draw: Draw | None = None,
     ) -> dict[str, Any] | None:
         """Send a request that runs nothing, and take what comes back.
 
@@ -352,6 +358,7 @@ class Session:
             namespace: the notebook's.
             label: what the run is called.
             limit: bytes of a value that comes back; None: any number.
+            draw: shows what goes on; None: as for cells.
 
         Returns:
             What came, by name; None if the session was not as the request took it to be.
@@ -367,7 +374,9 @@ class Session:
 
         call = self.call(label, timeout=None)
         parcel = _parcel(call, request, _NOWHERE, _EVERYTHING if limit is None else _return_limit())
-        came: dict[str, Any] | None = follow(start(self.host, parcel, decode=decode), display.drawer())
+        came: dict[str, Any] | None = follow(
+            start(self.host, parcel, decode=decode), draw or display.drawer()
+        )
         return came
 
     def ask_plainly(self, request: Request, label: str) -> dict[str, Any]:
@@ -412,7 +421,8 @@ class Session:
 
     def _bring_owed(self, cell: NotebookCell) -> None:
         """A cell failed: bring what it had bound or changed by then."""
-        self.ask(self.names.request_owed(cell.namespace), cell.namespace, f"names after {cell.label}")
+        request = self.names.request_owed(cell.namespace)
+        self.ask(request, cell.namespace, f"names after {cell.label}", draw=_draw_nothing)
 
     def user_names(self) -> dict[str, Any]:
         """The notebook's names."""
@@ -530,6 +540,10 @@ def _parcel(call: Call, request: Request, place: dict[str, Any], limit: int | No
 
 def _decode(received: Received) -> tuple[dict[str, Any], Sequence[Buffer]]:
     return pickling.load(received.data[:1]), received.data[1:]
+
+
+def _draw_nothing(_received: Received) -> None:
+    """What a question that nobody asked shows: a face would take the place of the cell's error."""
 
 
 def _return_limit() -> int:

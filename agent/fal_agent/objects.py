@@ -7,12 +7,13 @@ change, travels as a whole.
 
 from __future__ import annotations
 
+import abc
 import copyreg
 import enum
 import sys
 import types
 from collections import deque
-from typing import Any, Optional
+from typing import Any, Optional, Protocol
 
 from fal_agent import pickling
 from fal_agent.namespaces import function_state, make_function, set_function_state
@@ -39,8 +40,11 @@ _FIXED = (
     *(property, classmethod, staticmethod),
 )
 _FIXED_MODULES = frozenset(
-    ("datetime", "decimal", "fractions", "uuid", "pathlib", "zoneinfo", "re", "dataclasses", "_thread")
+    ("datetime", "decimal", "fractions", "uuid", "pathlib", "zoneinfo", "re", "_thread")
 )
+_WHOLE_PACKAGES = ("matplotlib",)  # a figure's parts know each other before they are whole
+# Others, such as those of pydantic, do more than what is in a class's own dict.
+_PLAIN_METACLASSES = (type, abc.ABCMeta, type(enum.Enum), type(Protocol))
 _NEW = (copyreg.__newobj__, copyreg.__newobj_ex__)  # type: ignore[attr-defined] # typeshed has the latter not
 
 
@@ -302,30 +306,37 @@ def kind_of(value: Any, namespace: dict[str, Any]) -> Optional[Kind]:
     if kind in _BUILT_IN:
         return _BUILT_IN[kind]
     if isinstance(value, type):
-        return _CLASS if len(_class_reduced(value)) > 2 else None  # noqa: PLR2004 - else by name, see pickle
+        if len(_class_reduced(value)) <= 2:  # noqa: PLR2004 - by name, see pickle
+            return None
+        return _CLASS if kind in _PLAIN_METACLASSES or not pickling.is_importable(kind) else WHOLE
     if kind is types.FunctionType:
         if pickling.is_importable(value):
             return None
         return _FUNCTION if value.__globals__ is namespace else WHOLE
-    if kind.__module__.partition(".")[0] == "numpy":
-        numpy = sys.modules["numpy"]
-        return (
-            _ARRAY
-            if kind is numpy.ndarray
-            else None
-            if isinstance(value, (numpy.generic, numpy.dtype))
-            else WHOLE
-        )
-    if kind in pickling.pickler_type().dispatch_table:  # type: ignore[attr-defined]
+    if str(kind.__module__).partition(".")[0] == "numpy":
+        return _kind_of_numpys(value, kind)
+    if str(kind.__module__).partition(".")[0] in _WHOLE_PACKAGES:
         return WHOLE
+    if kind in pickling.pickler_type().dispatch_table:  # type: ignore[attr-defined]
+        return None if kind.__module__ == "dataclasses" else WHOLE  # the marks that dataclasses look for
     return _OBJECT if _can_be_filled(value, kind) else WHOLE
+
+
+def _kind_of_numpys(value: Any, kind: type) -> Optional[Kind]:
+    numpy = sys.modules["numpy"]
+    if isinstance(value, (numpy.generic, numpy.dtype)):
+        return None
+    return _ARRAY if kind is numpy.ndarray and not value.dtype.hasobject else WHOLE
 
 
 def _can_be_filled(value: Any, kind: type) -> bool:
     """Whether an object is made empty, and filled then."""
     own: Any = kind
     if own.__reduce_ex__ is object.__reduce_ex__ and own.__reduce__ is object.__reduce__:
-        return True
+        if getattr(own, "__getstate__", None) is getattr(object, "__getstate__", None):
+            return True
+        state = value.__reduce_ex__(4)[2]  # of its own making: what is in a dict can be told from copies
+        return state is None or type(state) is dict
     if not isinstance(value, (dict, list, deque)):
         return False
     reduced = value.__reduce_ex__(4)

@@ -49,6 +49,7 @@ class SharedObjects:
         self._sign, self._count = sign, 0
         self._objects: dict[int, Any] = {}  # by number
         self._numbers: dict[int, int] = {}  # id -> number, of objects that are kept alive
+        self._kinds: dict[int, Kind] = {}
         self._digests: dict[int, bytes] = {}  # number -> of what was in an object when both agreed
         self._uses: dict[int, int] = {}  # number -> names that lead to it
         self._names: dict[str, array[int]] = {}  # name -> numbers of what it leads to
@@ -152,12 +153,16 @@ class SharedObjects:
         """Of what was in an object when both sides agreed."""
         return self._digests.get(number)
 
-    def add(self, value: Any, number: Optional[int] = None) -> int:
+    def kind(self, number: int) -> Kind:
+        """What kind of object a number stands for."""
+        return self._kinds[number]
+
+    def add(self, value: Any, kind: Kind, number: Optional[int] = None) -> int:
         """Give an object a number: the next one, or the one that the other side gave it."""
         if number is None:
             self._count += 1
             number = self._sign * self._count
-        self._objects[number] = value
+        self._objects[number], self._kinds[number] = value, kind
         self._numbers[id(value)] = number
         return number
 
@@ -179,6 +184,7 @@ class SharedObjects:
     def _forget(self, number: int) -> None:
         self._uses.pop(number, None)
         self._digests.pop(number, None)
+        self._kinds.pop(number, None)
         value = self._objects.pop(number, None)
         if self._numbers.get(id(value)) == number:
             del self._numbers[id(value)]
@@ -234,8 +240,8 @@ class _Encoding:
         """See what is in objects that the value need not lead to any more."""
         for number in numbers:
             if number not in self.seen:
-                kind = kind_of(self._shared.object_of(number), self._shared.namespace)
-                if kind is not None and kind is not WHOLE:
+                kind = self._shared.kind(number)
+                if kind is not WHOLE:
                     self._pending.append((number, kind))
 
     def changed_contents(self) -> list[tuple[int, bytes]]:
@@ -252,9 +258,8 @@ class _Encoding:
 
     def digest_of(self, number: int) -> bytes:
         """Tell what is in an object by its digest."""
-        value = self._shared.object_of(number)
-        kind = kind_of(value, self._shared.namespace)
-        if kind is None or kind is WHOLE:
+        value, kind = self._shared.object_of(number), self._shared.kind(number)
+        if kind is WHOLE:
             return _digest(self._dump_whole(value))
         return _digest(self.dump(kind.content(value)))
 
@@ -262,7 +267,7 @@ class _Encoding:
         number = self._shared.number_of(value)
         if number in self.seen:
             return number
-        kind = kind_of(value, self._shared.namespace)
+        kind = kind_of(value, self._shared.namespace) if number is None else self._shared.kind(number)
         if kind is None:
             return None
         if number is None and self._is_looking:
@@ -271,7 +276,7 @@ class _Encoding:
         if kind is WHOLE:
             return self._number_of_whole(value, number)
         if number is None:
-            number = self._introduce(value)
+            number = self._introduce(value, kind)
             self.shells.append((number, type(kind).__name__, self.dump(kind.shell(value))))
         self.seen[number] = None
         self._pending.append((number, kind))
@@ -285,14 +290,14 @@ class _Encoding:
         if number is None or (
             self.has_news and not self._is_looking and self._shared.digest(number) != digest
         ):
-            number = self._introduce(value)
+            number = self._introduce(value, WHOLE)
             self.shells.append((number, "", data))
             self.digests[number] = digest
         self.seen[number] = None
         return number
 
-    def _introduce(self, value: Any) -> int:
-        number = self._shared.add(value)
+    def _introduce(self, value: Any, kind: Kind) -> int:
+        number = self._shared.add(value, kind)
         self.introduced.append(number)
         self.seen[number] = None
         return number
@@ -341,25 +346,21 @@ class _Decoding:
 
     def _make(self, number: int, kind: str, data: bytes) -> None:
         if not kind:
-            self._shared.add(pickle.loads(data), number)
+            self._shared.add(pickle.loads(data), WHOLE, number)
             return
-        self._shared.add(KINDS[kind].make(self._shared.load(data) if data else None), number)
+        value = KINDS[kind].make(self._shared.load(data) if data else None)
+        self._shared.add(value, KINDS[kind], number)
         if KINDS[kind].is_early and number in self._contents:
             self._steps.append(functools.partial(self._fill, number))
 
     def _rank(self, number: int) -> int:
-        value = self._shared.object_of(number)
-        kind = kind_of(value, self._shared.namespace)
-        return kind.rank(value) if kind is not None else 0
+        return self._shared.kind(number).rank(self._shared.object_of(number))
 
     def _fill(self, number: int) -> None:
         data = self._contents.get(number)
         if data is None:  # done before
             return
-        value = self._shared.object_of(number)
-        kind = kind_of(value, self._shared.namespace)
-        assert kind is not None
-        kind.fill(value, self._shared.load(data))
+        self._shared.kind(number).fill(self._shared.object_of(number), self._shared.load(data))
         del self._contents[number]
 
 

@@ -94,8 +94,9 @@ class Collector:
         if sharing is not None:
             leaving = [*reply.handles, *reply.modules, *reply.deleted, *self._too_large(dumps)]
             for name, data in sharing.farewells(leaving).items():
-                reply.farewells[name] = len(buffers)
-                buffers.append(data)
+                if not call.holds_secret([data]):  # else the counts of steps differ: both sides begin anew
+                    reply.farewells[name] = len(buffers)
+                    buffers.append(data)
             sharing.forget(leaving)
         count = 0 if sharing is None else sharing.count
         for name, dumped in dumps.items():
@@ -103,7 +104,9 @@ class Collector:
             if request["returns"] and not is_copy:
                 self._watch.note(name, dumped)
             was_shared = sharing is not None and sharing.has(name)
-            parts = self._parts(name, dumped, reply, sharing, is_copy=is_copy)
+            if is_copy and sharing is not None:
+                sharing.forget([name])
+            parts = self._parts(name, dumped, reply, None if is_copy else sharing, call)
             reply.names[name] = _place(buffers, parts)
             reply.types[name] = type_name(self._namespace[name])
             if name in reply.shared and sharing and (was_shared or not sharing.is_newer(name, count)):
@@ -122,16 +125,18 @@ class Collector:
         return dumped if dumped.parts and dumped.size <= limit else None
 
     def _parts(
-        self, name: str, dumped: Dumped, reply: Reply, sharing: Optional[SharedObjects], *, is_copy: bool
+        self, name: str, dumped: Dumped, reply: Reply, sharing: Optional[SharedObjects], call: CallContext
     ) -> list[Buffer]:
         """Give what travels of a value that goes back."""
         if sharing is None:
             return dumped.parts
-        if dumped.size <= SHARED_LIMIT and not is_copy:
+        data = b""
+        if dumped.size <= SHARED_LIMIT:
             with suppress(Exception):  # it could be pickled; it just cannot be taken apart
                 data = sharing.encode(name, self._namespace[name])
-                reply.shared.append(name)
-                return [data]
+        if data and not call.holds_secret([data]):  # in what the name led to before
+            reply.shared.append(name)
+            return [data]
         sharing.forget([name])
         return dumped.parts
 
