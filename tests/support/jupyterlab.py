@@ -97,6 +97,11 @@ class Lab:
         """Run every cell; returns at once."""
         self.command("notebook:run-all-cells")
 
+    def run(self, cell: int) -> None:
+        """Run one cell, counted from 0; returns at once."""
+        self.page.evaluate("cell => { jupyterapp.shell.currentWidget.content.activeCellIndex = cell; }", cell)
+        self.command("notebook:run-cell")
+
     def wait_idle(self) -> None:
         """Wait until the kernel has nothing to do."""
         self.page.wait_for_function(_KERNEL_IS_IDLE)
