@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["look"]
 
 _SECONDS = {
-    "complete": 1.0,
+    "complete": 0.5,
     "inspect": 1.5,
 }  # that a person may wait
 

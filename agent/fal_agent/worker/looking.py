@@ -33,12 +33,19 @@ def _complete(shell: Any, message: Look) -> list[Any]:
 
     from IPython.core.completer import provisionalcompleter, rectify_completions
 
-    with provisionalcompleter():
-        found = shell.Completer.completions(message.code, message.cursor)
-        return [
-            [item.start, item.end, item.text, item.type, item.signature]
-            for item in islice(rectify_completions(message.code, found), _MOST)
-        ]
+    completer = shell.Completer
+    asks_jedi, completer.use_jedi = (
+        completer.use_jedi,
+        False,
+    )  # it starts slowly; the notebook's reads the code too
+    try:
+        with provisionalcompleter():
+            found = rectify_completions(message.code, completer.completions(message.code, message.cursor))
+            return [
+                [item.start, item.end, item.text, item.type, item.signature] for item in islice(found, _MOST)
+            ]
+    finally:
+        completer.use_jedi = asks_jedi
 
 
 def _inspect(shell: Any, message: Look) -> Optional[dict[str, Any]]:
