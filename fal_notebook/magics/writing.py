@@ -6,6 +6,7 @@ the notebook's own names; what the session knows comes before that.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from fal_notebook.magics.options import CellOptionsError, parse_cell_line
@@ -23,12 +24,12 @@ def ask_sessions_of(shell: Any) -> Callable[[], None]:
     complete = completer.completions
 
     def completions(text: str, offset: int) -> Iterator[Any]:
-        seen: set[str] = set()
-        for item in _completions_there(text, offset):
-            seen.add(item.text)
-            yield item
-        for item in complete(text, offset):
-            if item.text not in seen:
+        line = text.rfind("\n", 0, offset) + 1
+        seen: set[str] = set()  # lines as they would become: both may replace more or fewer characters
+        for item in itertools.chain(_completions_there(text, offset), complete(text, offset)):
+            completed = text[line : item.start] + item.text
+            if completed not in seen:
+                seen.add(completed)
                 yield item
 
     completer.completions = completions
