@@ -104,6 +104,15 @@ test-oldest: build/oldest/wheel.stamp ## Test cells with the oldest Python, IPyt
 	@cp -R tests notebooks pyproject.toml build/check-oldest/
 	cd build/check-oldest && ../oldest/bin/python -m pytest -p no:cacheprovider -n 2 --dist loadfile $(or $(PYTEST),$(OLDEST))
 
+SECONDS ?= 600
+.PHONY: fuzz
+fuzz: build/test/wheel.stamp ## Feed each parser and drive each state machine with what nobody thought of, for 10 minutes
+	@rm -rf build/check
+	@mkdir -p build/check
+	@cp -R tests docs pyproject.toml Makefile *.md LICENSE build/check/
+	cd build/check && FAL_TEST_WHEEL=1 FAL_FUZZ_SECONDS=$(SECONDS) FAL_FUZZ_DATABASE=$(CURDIR)/.fuzz ../test/bin/python \
+		-m pytest -p no:cacheprovider -n 2 --dist load --timeout $$(($(SECONDS) + 600)) tests/fuzz $(PYTEST)
+
 .PHONY: lint
 lint: .venv/stamp ## Check style, types and the layers of the architecture
 	.venv/bin/ruff check $(CHECKED)

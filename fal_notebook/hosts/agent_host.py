@@ -100,7 +100,11 @@ class AgentHost(ABC):
         self, parcel: Parcel, sink: EventSink, *, run_id: str | None = None, attended: bool = False
     ) -> Execution:
         """Start a call; see `fal_notebook.hosts.base.Host`."""
-        return self.connect().submit(parcel, sink, run_id or uuid.uuid4().hex[:16], attended=attended)
+        run_id = run_id or uuid.uuid4().hex[:16]
+        for _ in range(_TRIES):
+            with suppress(LinkLostError):  # it broke just now
+                return self.connect().submit(parcel, sink, run_id, attended=attended)
+        return self.connect().submit(parcel, sink, run_id, attended=attended)
 
     def attach(self, run_id: str, sink: EventSink) -> Execution:
         """Show a run that was started elsewhere, or before; see `fal_notebook.hosts.base.ShowsRuns`."""

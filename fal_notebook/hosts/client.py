@@ -141,16 +141,20 @@ class AgentClient:
         """Send a call; its data travels in the background if there is much of it.
 
         Raises:
-            LinkLostError: the connection is broken.
+            LinkLostError: the connection was broken before; the call belongs to nobody.
         """
         execution = AgentExecution(self, run_id, parcel, sink, attended=attended)
         self._executions[run_id] = execution
         if attended and self._lanes and self._take_lane(execution, parcel):
             return execution
         if self._closed.is_set():
-            del self._executions[run_id]
-            raise self._lost_error()
-        self._send_all(execution, parcel)
+            if self._executions.pop(run_id, None) is not None:
+                raise self._lost_error()
+            return execution  # whoever found the end of the connection has it brought back
+        try:
+            self._send_all(execution, parcel)
+        except LinkLostError:  # the agent may have it
+            self._hand_over([execution])
         return execution
 
     def resume(self, execution: AgentExecution) -> None:
@@ -181,11 +185,7 @@ class AgentClient:
                 raise  # else it has been handed over by the reading thread
 
     def attach(self, run_id: str, sink: EventSink) -> AgentExecution:
-        """Show a run that was started elsewhere, or before: all its events, and those to come.
-
-        Raises:
-            LinkLostError: the connection is broken.
-        """
+        """Show a run that was started elsewhere, or before: all its events, and those to come."""
         execution = AgentExecution(self, run_id, None, sink, attended=False)
         execution.sent = execution.was_sent = True
         execution.original = original = self._executions.get(run_id)
@@ -193,7 +193,10 @@ class AgentClient:
             self._executions[run_id] = execution
         else:
             original.copies.append(execution)
-        self._send(Attach(run_id))
+        try:
+            self._send(Attach(run_id))
+        except LinkLostError:
+            self._hand_over([execution] if original is None else [])
         return execution
 
     def go_through_lane(self, execution: AgentExecution) -> None:
@@ -568,7 +571,7 @@ class AgentClient:
         for lane in set(self._lanes.values()):
             lane.close()
         # A call in a lane is handed over by the thread that sent it, which is being told just now.
-        self._hand_over([execution for execution in self._executions.values() if execution.lane is None])
+        self._hand_over([execution for execution in [*self._executions.values()] if execution.lane is None])
 
     def _hand_over(self, executions: list[AgentExecution]) -> None:
         """The connection is gone: let calls be brought back by another one, or end them."""

@@ -27,6 +27,7 @@ from fal_notebook.hosts.ssh_config_files import CERTIFICATE, RENAMED, SHOWN, add
 __all__ = ["Target", "resolve"]
 
 EXEC_SECONDS = 60.0
+_PORTS = 1 << 16
 DEFAULT_KEYS = ("id_rsa", "id_ecdsa", "id_ed25519", "id_ecdsa_sk", "id_ed25519_sk")
 
 
@@ -152,6 +153,8 @@ def _target(
     hostname = str(options.get("hostname", alias))
     user = str(options.get("user") or getpass.getuser())
     port = _number(options, "port", 22)
+    if not 0 < port < _PORTS:
+        raise ValueError(f"Port must be a number from 1 to {_PORTS - 1}, not {port}")
     tokens = {
         "d": str(Path.home()),
         "h": hostname,

@@ -72,7 +72,7 @@ class Manifest:
                 for path, mode, size, pieces in content["files"]
             }
             manifest = cls(files, dict(content["links"]), list(content["keep"]))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise ProtocolError(f"this is no manifest: {error!r}") from None
         manifest.check()
         return manifest
