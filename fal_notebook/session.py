@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from fal_agent import pickling
 from fal_agent.errors import EnvironmentBuildError, FalServerlessError, RequirementError, ResourceError
+from fal_agent.masking import Masker
 from fal_agent.silence import silence
 from fal_agent.wire import Call, Failure
 from fal_notebook import config, display
@@ -239,9 +240,10 @@ class Session:
         """Say what is to run, and with what."""
         settings, known = self._settings, config.load().host(self.host.name)
         fresh, self._is_fresh = self._is_fresh, False
+        environ = read_secrets(settings.secrets or (), what="the cell")
         return Call(
             kind="cell",
-            label=label,
+            label=Masker(environ.values()).mask(label) if environ else label,  # it is journaled
             function=None,
             environment=self.environment(),
             resources=settings.resources(),
@@ -254,7 +256,7 @@ class Session:
             pydantic=pydantic_version(),
             scale_key=f"{os.getpid()}:session:{self.name}",
             fresh=fresh,
-            environ=read_secrets(settings.secrets or (), what="the cell"),
+            environ=environ,
             key=key,
             inputs=inputs or {},
         )

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["CURRENT_CALL", "Answer", "CallContext", "tell_progress"]
 
 _ITEM_COST = 8 << 10  # a small item counts for this much, so that a generator runs at most 128 items ahead
+_PICTURES = ("image/png", "image/jpeg", "image/gif", "image/webp", "application/pdf")
 _FLUSH_BYTES = 64 << 10
 _MAX_PROMPT = 64 << 10  # characters
 
@@ -173,9 +174,11 @@ class CallContext:
         transient: Optional[dict[str, Any]] = None,
     ) -> None:
         """Show a MIME bundle; `kind` is as in `wire.Display`."""
-        bundle = {"data": data, "metadata": metadata or {}, "transient": transient or {}}
         if self.masker is not None:
-            bundle = self.masker.mask_all(bundle)
+            pictures = {kind: item for kind, item in data.items() if kind in _PICTURES}  # long, and no text
+            data = {**self.masker.mask_all({**data, **dict.fromkeys(pictures)}), **pictures}
+            metadata, transient = self.masker.mask_all(metadata), self.masker.mask_all(transient)
+        bundle = {"data": data, "metadata": metadata or {}, "transient": transient or {}}
         content = json.dumps(bundle, default=_as_text).encode()
         self.gather()
         with self._emitting:
