@@ -72,9 +72,10 @@ def _read(name: str, what: str) -> str:
     if not value:
         installed = "keyring" in sys.modules
         raise ConfigurationError(
-            f"{what} asks for the secret {name}, which is not set here. Set it in this notebook: "
-            f"import getpass, os; os.environ[{name!r}] = getpass.getpass()  or keep it in the keyring"
-            f"{'' if installed else ' (pip install keyring)'}: keyring set {KEYRING_SERVICE} {name}"
+            f"{what} asks for the secret {name}, which is not set here. Set it in this notebook:\n"
+            f"    import getpass, os; os.environ[{name!r}] = getpass.getpass()\n"
+            f"or keep it in the keyring{'' if installed else ' (pip install keyring)'}:\n"
+            f"    keyring set {KEYRING_SERVICE} {name}"
         )
     if "\0" in value or len(value.encode("utf-8", "surrogateescape")) > _LARGEST:
         raise ConfigurationError(

@@ -202,6 +202,7 @@ class Session:
         environment_spec(
             settings.requirements, python_version=settings.python_version
         )  # refuses what is wrong
+        read_secrets(settings.secrets or (), what="the cell")  # one that is missing is not remembered
         needs = dataclasses.replace(settings, secrets=self._settings.secrets)
         if needs == self._settings and not options.fresh:
             self._settings = settings  # one more secret needs no other process

@@ -61,7 +61,7 @@ def test_then_the_keyring_which_is_asked_once_in_a_while(keyring: Any) -> None:
 def test_a_missing_one_is_named_with_both_ways_to_set_it(keyring: Any, kept: Any) -> None:
     keyring.kept.update(kept)
 
-    with pytest.raises(ConfigurationError, match=rf"f\(\) .*{NAME}.*not set.*getpass") as caught:
+    with pytest.raises(ConfigurationError, match=rf"(?s)f\(\) .*{NAME}.*not set.*getpass") as caught:
         read()
 
     assert f"keyring set fal_notebook {NAME}" in str(caught.value)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fal_agent.errors import FalServerlessError
+from fal_agent.errors import ConfigurationError, FalServerlessError
 from fal_notebook.handles import Handle
 from fal_notebook.session import session_names
 from fal_notebook.syncing import sync_dir
@@ -87,6 +87,8 @@ def test_a_secret_joins_the_session_as_it_is_and_what_holds_it_stays_there(
     monkeypatch.setenv("FAL_TEST_SECRET", "s3cr3t-of-a-cell")
 
     notebook.run("kept += 1\ntoken = os.environ['FAL_TEST_SECRET']\ntoken", "--secret FAL_TEST_SECRET")
+    with pytest.raises(ConfigurationError, match="FAL_TEST_NONE, which is not set"):
+        notebook.run("pass", "--secret FAL_TEST_NONE")
     notebook.run("length = len(token)\nprint(os.environ['FAL_TEST_SECRET'])")  # the session remembers it
     with pytest.raises(ValueError, match=r"^bad \*\*\*$"):
         notebook.run("raise ValueError('bad ' + token)")
