@@ -20,7 +20,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fal_agent import pickling
-from fal_agent.errors import EnvironmentBuildError, FalServerlessError, RequirementError, ResourceError
+from fal_agent.errors import (
+    EnvironmentBuildError,
+    FalServerlessError,
+    RequirementError,
+    ResourceError,
+    UserFunctionException,
+)
 from fal_agent.masking import Masker
 from fal_agent.silence import silence
 from fal_agent.wire import Call, Failure
@@ -78,6 +84,8 @@ _TRIES = 3  # the session may be started anew between two of them
 _AUTO = "auto"
 _REQUIRE_AUTO = re.compile(r"(?:-r|--require)[ =]?auto(?=\s|$)")
 _REFUSALS = (EnvironmentBuildError, RequirementError, ResourceError)  # the cell's needs cannot be met
+# Starts the debugger in the frames of the last error; an AttributeError says that there are none.
+_DEBUG = "__import__('sys').last_traceback and get_ipython().run_line_magic('debug', '')\n"
 _REFUSAL_KINDS = ("environment", "requirement", "resources")
 
 _kernel = f"kernel-{uuid.uuid4().hex[:12]}"  # the name of sessions that were given none: of this kernel alone
@@ -283,7 +291,9 @@ class Session:
                     self._go_back()
                 else:
                     sending.note_failure()
-                    display.note_error(error, lambda: self._debug(cell.shell))
+                    is_users = not isinstance(error, FalServerlessError)
+                    is_users = is_users or isinstance(error, UserFunctionException)
+                    display.note_error(error, (lambda: self._debug(cell.shell)) if is_users else None)
                     self.widgets.note(error)
                     if sending.has_raised:
                         self._bring_owed_quietly(cell)
@@ -319,11 +329,19 @@ class Session:
         run.add_done_callback(note)
         return run
 
-    def _debug(self, shell: Any) -> None:
-        """Let the person walk through the frames of the session's last error, on the host."""
-        place = {**NotebookCell(shell, "%debug\n").place, "code": "%debug\n"}
+    def _debug(self, shell: Any) -> bool:
+        """Let the person walk through the frames of the session's last error, on the host.
+
+        Returns:
+            False if they are not kept any more.
+        """
+        place = {**NotebookCell(shell, "%debug\n").place, "code": _DEBUG}
         parcel = _parcel(self.call("%debug", timeout=None), Request.make(), place)
-        follow(start(self.host, parcel, decode=_decode), display.drawer(self.widgets.bridge))
+        try:
+            follow(start(self.host, parcel, decode=_decode), display.drawer(self.widgets.bridge))
+        except AttributeError:
+            return False
+        return True
 
     def keep_widgets(self) -> None:
         """A run is taken up: its widgets live in this session's worker."""

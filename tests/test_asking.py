@@ -216,3 +216,21 @@ def test_after_a_function_debug_knows_the_texts_of_its_variables(kernel: Kernel,
     assert "{'a': [1, 2]}" in text
     assert "return rate / 0" in text
     assert b"Net(deep-layers)" not in journal(kernel, own_folders)
+
+
+def test_when_the_frames_are_gone_debug_shows_the_lines(kernel: Kernel) -> None:
+    kernel.run("%%fal\ndef fail(n):\n    return n / 0\nfail(3)")
+    kernel.run("%%fal\npass")
+    cell = kernel.start("%debug", stdin=True)
+    text = "\n".join(converse(kernel, cell, "l", "q"))
+    assert cell.status == "ok", cell.outputs
+    assert "return n / 0" in text
+
+
+def test_pdb_on_debugs_every_error_where_it_happened(kernel: Kernel) -> None:
+    kernel.run("%pdb on")
+    cell = kernel.start("%%fal\ndef fail(n):\n    return n / 0\nfail(3)", stdin=True)
+    text = "\n".join(converse(kernel, cell, "p n", "q"))
+    kernel.run("%pdb off")
+    assert "\n3\n" in text + "\n"
+    assert cell.error.startswith("ZeroDivisionError")

@@ -62,7 +62,7 @@ class HeldError:
 
 
 _held: list[HeldError] = []  # of the cell that runs now; one at most
-_debuggable: list[tuple[BaseException, Callable[[], None]]] = []  # the last error whose frames a host keeps
+_debuggable: list[tuple[BaseException, Callable[[], bool]]] = []  # the last error whose frames a host keeps
 
 
 def hold_error(content: dict[str, Any], draw: Draw) -> HeldError:
@@ -76,11 +76,16 @@ def forget_error() -> None:
     _held.clear()
 
 
-def note_error(error: BaseException, debug: Callable[[], None]) -> None:
-    """Say what the running cell raises here; `debug` starts a debugger in its frames on the host."""
+def note_error(error: BaseException, debug: Callable[[], bool] | None) -> None:
+    """Say what the running cell raises here.
+
+    Args:
+        error: that.
+        debug: starts a debugger in its frames on the host, or says that they are gone; None: there are none.
+    """
     for held in _held:
         held.error = error
-    _debuggable[:] = [(error, debug)]
+    _debuggable[:] = [] if debug is None else [(error, debug)]
 
 
 def show_errors_of(shell: Any) -> Callable[[], None]:
@@ -105,9 +110,12 @@ def show_errors_of(shell: Any) -> Callable[[], None]:
         if not (force or shell.call_pdb):
             return
         if _debuggable and _debuggable[0][0] is getattr(sys, "last_value", None):
-            _debuggable[0][1]()
-        else:
-            original_debugger(force)
+            last = sys.last_type, sys.last_value, sys.last_traceback
+            if _debuggable[0][1]():
+                return
+            _debuggable.clear()
+            sys.last_type, sys.last_value, sys.last_traceback = last
+        original_debugger(force)
 
     shell.showtraceback, shell.debugger = showtraceback, debugger
 
