@@ -128,6 +128,7 @@ format: .venv/stamp ## Rewrite the sources in the project's style
 .PHONY: bench
 bench: build/bench/wheel.stamp ## Measure calls and apps beside Ray, Dask, ipyparallel, loky, execnet; rewrite docs/benchmarks.md
 	build/bench/bin/python benchmarks/calls.py --write docs $(BENCH)
+	build/bench/bin/python benchmarks/cells.py --write docs $(BENCH)
 	build/bench/bin/python benchmarks/apps.py --write docs $(BENCH)
 	build/bench/bin/python benchmarks/connecting.py --write docs $(BENCH)
 
@@ -138,6 +139,10 @@ bench-connecting: build/bench/wheel.stamp ## Measure new connections to a prepar
 .PHONY: bench-hosts
 bench-hosts: build/bench/wheel.stamp ## Measure first contact with a host that has nothing on it (root); rewrite docs/benchmarks.md
 	build/bench/bin/python benchmarks/hosts.py --write docs $(BENCH)
+
+.PHONY: bench-cells
+bench-cells: build/bench/wheel.stamp ## Measure %%fal cells of a kernel beside plain ones; rewrite docs/benchmarks.md
+	build/bench/bin/python benchmarks/cells.py --write docs $(BENCH)
 
 .PHONY: bench-apps
 bench-apps: build/bench/wheel.stamp ## Measure apps beside uvicorn behind ssh -L and Ray Serve; rewrite docs/benchmarks.md

@@ -78,6 +78,7 @@ CELL_TARGETS = [
     beyond("`%%fal` cell of `pass`, beyond a plain cell", "%%fal cell p50", "plain cell p50", 0.015),
     seconds("print to what a front end hears, local host", "print to front end p50", 0.050),
     seconds("100 MB printed in lines of 100 bytes (20 MB/s)", "%%fal cell prints 100 MB", 5.0),
+    over("... over a plain cell", "%%fal cell prints 100 MB", "plain cell prints 100 MB", 1.0),
 ]
 
 

@@ -253,3 +253,22 @@ def test_a_flood_in_the_background_keeps_its_head_and_tail(kernel: Kernel) -> No
     assert "begin" in text
     assert "1.3 MB) are not shown here; all of it: " in text
     assert len(text) < 200_000
+
+
+def test_a_build_says_how_much_it_has_fetched() -> None:
+    phases = Phases()
+    phases.enter(Stage("r", "build", "12 packages", sent_at=100.0))
+    phases.add_lines(b"Downloading torch (800.0MiB)\nDownloading numpy (16.5MiB)\n Downloaded numpy\n")
+
+    assert phases.headline(103.0) == "building the environment · 12 packages · 17 MB of 856 MB · 3.0 s"
+    phases.add_lines(b" Downloaded torch\n + torch==2.9\n")
+    phases.end(110.0)
+    assert phases.headline(200.0) == "build 10 s (12 packages · 856 MB)"
+
+
+def test_data_on_its_way_is_a_bar_with_its_rate() -> None:
+    phases = Phases()
+    phases.sent(0, 256e6, 100.0)
+    phases.sent(64e6, 256e6, 102.0)
+
+    assert phases.headline(102.0) == "sending data · ███░░░░░░░░░ 64 MB of 256 MB · 32 MB/s · 2.0 s"

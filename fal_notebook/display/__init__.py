@@ -37,6 +37,7 @@ __all__ = [
     "message",
     "note_error",
     "remark",
+    "show_connections",
 ]
 
 STRIP_AFTER = 5.0  # seconds that a call runs before a strip shows what its worker does
@@ -96,8 +97,7 @@ class Drawer:
         self._face: CellFace | TextFace | None = None
         self._run: Stoppable | None = None
         self._began = 0.0
-        if not _listening:
-            _listen()
+        show_connections()
 
     def __call__(self, received: Received) -> None:
         """Draw one event."""
@@ -156,8 +156,10 @@ _making = threading.Lock()
 _listening: list[bool] = []
 
 
-def _listen() -> None:
-    """From the first call on: show how hosts are connected, and know which cell runs."""
+def show_connections() -> None:
+    """From now on show how hosts are connected, and know which cell runs."""
+    if _listening:
+        return
     from fal_notebook.display.connecting import shown
     from fal_notebook.hosts.steps import listen
 

@@ -185,7 +185,7 @@ class RunCard:
         self._drawn_at = time.monotonic()
         lines = self._lines()
         text = "\n".join([lines[0], *(f"  {line}" for line in lines[1:])])
-        rows = "".join(f"<div>{html.escape(line)}</div>" for line in lines[1:])
+        rows = "".join(_row(line) for line in lines[1:])
         shown = f'{STYLE}<div class="fal-run" style="{MUTED}">fal · {html.escape(lines[0])}{rows}</div>'
         data = {"text/plain": text, "text/html": shown}
         if self._display is None:
@@ -214,6 +214,12 @@ class RunCard:
             lines.insert(0, f"on {self._host_name}" if self._host_name else "on its way")
         building = told and told[-1].name in ("build", "resolve")
         return [*lines, *(self.phases.lines if building else ())]
+
+
+def _row(line: str) -> str:
+    """HTML of a line below the first; what uv says stands a little to the right."""
+    indent = "" if line.startswith(("✓", "▸")) else ' style="padding-left:1.5em"'
+    return f"<div{indent}>{html.escape(line)}</div>"
 
 
 class _Usage:

@@ -102,10 +102,12 @@ def _panel(_name: str | None, _flags: set[str]) -> Table | None:
 
 
 def _connect(name: str | None, flags: set[str]) -> str:
+    from fal_notebook import display
     from fal_notebook.hosts import registry
 
     if name is None:
         raise UsageError("%fal connect NAME: name a host; %fal hosts lists those that are known")
+    display.show_connections()
     host = registry.connect(name, remember="--remember" in flags)
     machine = host.ask("status")["machine"] if hasattr(host, "connect") else {}
     what = f": {machine['cores']} cores, {machine['memory'] // _MIB // 1024} GiB" if machine else ""
