@@ -168,7 +168,8 @@ def _apps(host: Any) -> list[Row]:
     rows = []
     for app in host.ask("apps", timeout=_PATIENCE):
         stop = Action("Stop", partial(host.ask, "app_stop", name=app["name"]), is_final=True)
-        load = f"{app['runners']} runners, {app['in_flight']} requests in flight"
+        count = app["runners"]
+        load = f"{count} {'runner' if count == 1 else 'runners'}, {app['in_flight']} requests in flight"
         text = f"{app['name']} · {app['state']} · {load}"
         rows.append(Row(f"app {app['name']}", "app", text, (stop,)))
     return rows

@@ -272,3 +272,17 @@ def test_data_on_its_way_is_a_bar_with_its_rate() -> None:
     phases.sent(64e6, 256e6, 102.0)
 
     assert phases.headline(102.0) == "sending data · ███░░░░░░░░░ 64 MB of 256 MB · 32 MB/s · 2.0 s"
+
+
+def test_a_strip_says_what_the_worker_uses() -> None:
+    from fal_notebook.display.run_card import _Usage
+
+    gpu = {"index": 0, "used": 3_100_000_000, "total": 24 * 10**9}
+    usage = _Usage()
+    usage.take({"pid": 7, "at": 10.0, "cpu_seconds": 5.0, "memory": 2_000_000_000, "gpus": [gpu]})
+    usage.take({"pid": 7, "at": 12.0, "cpu_seconds": 8.0, "memory": 1_200_000_000, "gpus": [gpu]})
+
+    assert usage.text(is_over=False) == " · CPU 150% · 1.2 GB · GPU 0 3.1 GB of 24 GB"
+    assert usage.text(is_over=True) == " (at most 2.0 GB of memory)"
+    usage.forget()
+    assert usage.text(is_over=False) == ""
