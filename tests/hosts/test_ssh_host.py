@@ -70,7 +70,8 @@ def test_two_kernels_share_the_agent_and_not_the_connection(host: SSHHost, serve
         other.close()
 
 
-@pytest.mark.parametrize("shell", ["fish", "tcsh", "zsh"])
+@pytest.mark.parametrize("host", ["paramiko"], indirect=True)
+@pytest.mark.parametrize("shell", ["fish", "tcsh"])
 def test_a_login_shell_of_another_family_that_prints_at_its_start_will_do(
     server: SSHServer, host: SSHHost, shell: str
 ) -> None:
@@ -84,7 +85,16 @@ def test_a_login_shell_of_another_family_that_prints_at_its_start_will_do(
     assert host.link.run("echo on; echo off >&2") == CompletedCommand(0, b"on\n", b"off\n")
 
 
-@pytest.mark.parametrize("allowed", ["", "DisableForwarding yes", "MaxSessions 1"])
+@pytest.mark.parametrize(
+    ("host", "allowed"),
+    [
+        ("paramiko", ""),
+        ("paramiko", "DisableForwarding yes"),
+        ("paramiko", "MaxSessions 1"),
+        ("openssh", "DisableForwarding yes"),
+    ],
+    indirect=["host"],
+)
 def test_an_agent_that_was_killed_is_started_again(host: SSHHost, server: SSHServer, allowed: str) -> None:
     """Its socket is still there, and so is what tells the next client where it is."""
     server.restart(allowed)
