@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from fal_agent.errors import ConfigurationError
+from fal_agent.errors import ConfigurationError, HostUnreachableError
 from fal_notebook.hosts import openssh_mux as mux
 from fal_notebook.hosts.askpass import Askpass
+from fal_notebook.hosts.keeper import agent_environment, is_agent_ours, start_kept
 from fal_notebook.hosts.openssh_errors import login_error
 from fal_notebook.hosts.ssh_config_files import config_files, ssh_words
 from fal_notebook.hosts.ssh_link import SSHLink
@@ -34,21 +37,6 @@ ANSWER_TIMEOUT = 180.0  # seconds in which a person may touch a key, or a server
 HELLO_TIMEOUT = 10.0  # seconds
 _TICK = 0.01  # seconds between two looks at whether the login is done
 _ENDING_SECONDS = 2.0
-
-# Ends `ssh` when this process is gone, which closes the standard input, and leaves no folder behind.
-_KEEPER = """
-folder=$1; shift
-exec 3<&0
-"$@" </dev/null 3<&- &
-ssh=$!
-{ read -r _; kill "$ssh"; } <&3 2>/dev/null &
-keeper=$!
-exec 3<&-
-wait "$ssh"; status=$?
-kill "$keeper" 2>/dev/null
-rm -rf "$folder"
-exit "$status"
-"""
 
 
 def open_link(
@@ -68,6 +56,7 @@ class _Master:
         self._process, self._control, self._errors = process, control, errors
         self._forwards = mux.Forwards(control, str(Path(control).parent), self._lost)
         self._closed_here = False
+        self._last_words = ""
 
     def is_active(self) -> bool:
         """Whether the process lives; it ends with the connection."""
@@ -90,9 +79,10 @@ class _Master:
 
     def words(self) -> str:
         """What `ssh` has written, the last 4 kB."""
-        if self._errors.closed:
-            return ""
-        descriptor = self._errors.fileno()
+        try:
+            descriptor = self._errors.fileno()
+        except ValueError:  # closed, perhaps just now by another thread
+            return self._last_words
         size = os.fstat(descriptor).st_size
         return os.pread(descriptor, 4096, max(0, size - 4096)).decode("utf-8", "replace").strip()
 
@@ -105,8 +95,11 @@ class _Master:
         try:
             self._process.wait(timeout=_ENDING_SECONDS)
         except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, 9)  # the group is its own
+            os.killpg(self._process.pid, signal.SIGKILL)  # the group is its own
             self._process.wait()
+            shutil.rmtree(Path(self._control).parent, ignore_errors=True)
+        self._last_words = self.words()
+        self._errors.close()
 
     def status(self) -> int | None:
         """How the process ended; None while it lives."""
@@ -148,12 +141,14 @@ def _connect(name: str, prompt: Prompt, files: list[Path], timeout: float) -> _M
             askpass.close()
     status = master.status()
     if status is not None:
-        raise login_error(label, name, " ".join(["ssh", *words]), status, master.words())
+        master.close()
+        raise login_error(label, name, shlex.join(["ssh", *words]), status, master.words())
     return master
 
 
 def _options(folder: Path, timeout: float, *, asking: bool) -> list[str]:
     settings = {
+        "AddKeysToAgent": "yes" if is_agent_ours() else None,
         "BatchMode": None if asking else "yes",
         "ClearAllForwardings": "yes",
         "ConnectTimeout": f"{max(timeout, 1):.0f}",
@@ -172,14 +167,8 @@ def _options(folder: Path, timeout: float, *, asking: bool) -> list[str]:
 
 def _start(command: list[str], folder: Path, askpass: Askpass | None, names: tuple[str, str]) -> _Master:
     errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-    process = subprocess.Popen(
-        ["/bin/sh", "-c", _KEEPER, "sh", str(folder), *command],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=errors,
-        env={**os.environ, **(askpass.environment if askpass is not None else {})},
-        start_new_session=True,  # an interrupt in the terminal is not meant for it, nor is the terminal
-    )
+    environment = {**agent_environment(), **(askpass.environment if askpass is not None else {})}
+    process = start_kept(command, folder, environment, errors)
     return _Master(*names, process, str(folder / "s"), errors)
 
 
@@ -192,4 +181,7 @@ def _log_in(master: _Master, askpass: Askpass | None) -> None:
         elif askpass.answer(_TICK):
             deadline = time.monotonic() + ANSWER_TIMEOUT
         if time.monotonic() > deadline:
-            master.close()
+            raise HostUnreachableError(
+                f"{master.label}: ssh was not logged in after {ANSWER_TIMEOUT:g} s. The machine may be "
+                "overloaded; try again"
+            )

@@ -26,6 +26,7 @@ from fal_agent.errors import (
 from fal_notebook.hosts import links, openssh_link
 from fal_notebook.hosts.links import open_link
 from fal_notebook.hosts.ssh_config import resolve
+from fal_notebook.prompting import SilentPrompt
 from tests.support.prompts import Answers
 from tests.support.sshd import SSHServer, start_sshd
 
@@ -59,17 +60,23 @@ def who(path: Path, **options: object) -> str:
 # -- logging in ---------------------------------------------------------------------------------------
 
 
-def test_a_passphrase_is_asked_for_in_secret(server: SSHServer, tmp_path: Path) -> None:
+def test_a_passphrase_is_asked_for_once_and_in_secret(
+    server: SSHServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the user has no agent, this process has one."""
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     key = tmp_path / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "open sesame", "-f", key], check=True)
     server.authorize(key.with_suffix(".pub"))
     path = config(server, tmp_path / "c", f"IdentityFile {key}")
-    path.write_text(path.read_text().replace(f"IdentityFile {server.key_path}", ""))
+    text = path.read_text().replace(f"IdentityFile {server.key_path}", "").replace("IdentityAgent none", "")
+    path.write_text(text)
     person = Answers("wrong", "open sesame")
 
     assert who(path, by="openssh", prompt=person) == server.user
     assert [secret for _, secret in person.questions] == [True, True]
     assert str(key) in person.questions[0][0]
+    assert who(path, by="openssh", prompt=SilentPrompt()) == server.user, "the key did not stay unlocked"
 
 
 def test_a_new_host_key_is_shown_and_once_accepted_remembered(server: SSHServer, tmp_path: Path) -> None:
