@@ -15,13 +15,19 @@ from fal_agent.worker.secrets import Secrets
 if TYPE_CHECKING:
     from pathlib import Path
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
 SECRET, NAME = "hunter22", "FAL_TEST_SECRET"
 
 
 @pytest.fixture
-def secrets(monkeypatch: pytest.MonkeyPatch) -> Secrets:
-    monkeypatch.delenv(NAME, raising=False)
-    return Secrets()
+def secrets() -> Iterator[Secrets]:
+    before = dict(os.environ)
+    yield Secrets()
+    os.environ.clear()
+    os.environ.update(before)
 
 
 class Said:
@@ -118,17 +124,17 @@ def test_the_variables_are_those_of_the_call_that_began_last(secrets: Secrets) -
     assert secrets.mask("one-secret another-secret more-secret") == "*** *** ***"
 
 
-def test_a_variable_of_the_hosts_own_comes_back(secrets: Secrets, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(NAME, "the host's")
+def test_a_variable_of_the_hosts_own_comes_back(secrets: Secrets) -> None:
+    os.environ[NAME] = "the host's"
     secrets.put({NAME: SECRET})
     secrets.put({})
 
     assert os.environ[NAME] == "the host's"
 
 
-def test_what_the_users_code_sets_itself_stays(secrets: Secrets, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_users_code_sets_itself_stays(secrets: Secrets) -> None:
     secrets.put({NAME: SECRET})
-    monkeypatch.setenv(NAME, "set by the code")
+    os.environ[NAME] = "set by the code"
     secrets.put({})
 
     assert os.environ[NAME] == "set by the code"
