@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import os
 import sys
 import tarfile
 import threading
@@ -130,6 +131,22 @@ def test_what_is_brought_lies_where_uv_finds_it(
     assert (tmp_path / "wheels" / "a-1-py3-none-any.whl").read_bytes() == WHEEL
     assert preparation.stages == ["half way"]
     assert supplies.missing(["one", "two"]) == []
+
+
+def test_the_oldest_wheels_make_room_for_new_ones(
+    supplies: Supplies, blobs: BlobStore, loop: Any, tmp_path: Path
+) -> None:
+    supplies.budget_bytes = 2 * len(WHEEL)
+    for number in range(4):
+        connection = Connection()
+        asking = Asking(supplies, Preparation(connection), loop)
+        assert connection.asked.wait(10)
+        name = f"a-{number}-py3-none-any.whl"
+        supplies.take(connection.wants[0].request_id, [[name, DIGEST, [put(blobs, "one", WHEEL)]]], "")
+        assert asking.outcome() is None
+        os.utime(tmp_path / "wheels" / name, (number, number))
+
+    assert supplies._have() == ["a-2-py3-none-any.whl", "a-3-py3-none-any.whl"]
 
 
 def test_a_notebook_that_comes_back_is_asked_again(supplies: Supplies, loop: Any) -> None:

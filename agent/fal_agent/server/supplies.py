@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Supplies"]
 
 _log = logging.getLogger(__name__)
+BUDGET_BYTES = 20 << 30
 _PATIENCE = 900.0  # seconds without a word from a connected notebook
 _LOOK_EVERY = 0.5  # seconds between two looks whether the notebook is still there
 _WHEEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+!-]{0,250}\.whl")
@@ -49,9 +50,11 @@ class Supplies:
     Args:
         root: the agent's folder.
         blobs: where what they bring arrives.
+        budget_bytes: that wheels may take on the disk.
     """
 
-    def __init__(self, root: Path, blobs: BlobStore) -> None:
+    def __init__(self, root: Path, blobs: BlobStore, budget_bytes: int = BUDGET_BYTES) -> None:
+        self.budget_bytes = budget_bytes
         self._wheels, self._pythons, self._blobs = root / "wheels", root / "pythons", blobs
         self._requests: dict[str, _Request] = {}
 
@@ -104,6 +107,7 @@ class Supplies:
         if not error:
             for name, digest, parts in files:
                 self._put(str(name), str(digest), [str(part) for part in parts])
+            self._bound({str(name) for name, _, _ in files})
         known.answered(error)
 
     def _have(self) -> list[str]:
@@ -111,6 +115,17 @@ class Supplies:
             return sorted(path.name for path in self._wheels.iterdir() if _WHEEL.fullmatch(path.name))
         except FileNotFoundError:
             return []
+
+    def _bound(self, kept: set[str]) -> None:
+        """Remove the oldest wheels beyond the budget; environments that are there need them no more."""
+        found = [(path.stat(), path) for path in self._wheels.glob("*.whl")]
+        total = sum(facts.st_size for facts, _ in found)
+        for facts, path in sorted(found, key=lambda item: item[0].st_mtime):
+            if total <= self.budget_bytes:
+                return
+            if path.name not in kept:
+                path.unlink(missing_ok=True)
+                total -= facts.st_size
 
     def _put(self, name: str, digest: str, parts: list[str]) -> None:
         is_python = name.endswith(".tar.gz") and _PYTHON.fullmatch(name[:-7]) is not None
