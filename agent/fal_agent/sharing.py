@@ -4,7 +4,8 @@ Runs in the notebook and in workers. Both sides number the objects that names ha
 the order in which they first travelled. A name that travels again says of each object only what
 changed, and that is put into the very object which the other side has: so another name, or another
 object, that refers to it sees the change, as it would in one process. Both sides do the same steps
-in the same order, and count them; where the counts differ, they begin anew.
+in the same order, and count them; where the counts differ, they begin anew. Objects are kept alive by
+nobody here, where Python can refer to them weakly: `del` frees them at once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import functools
 import hashlib
 import io
 import pickle
+import weakref
 from array import array
 from collections import deque
 from typing import TYPE_CHECKING, Any, Optional
@@ -47,8 +49,8 @@ class SharedObjects:
         self.namespace = namespace
         self.steps = 0
         self._sign, self._count = sign, 0
-        self._objects: dict[int, Any] = {}  # by number
-        self._numbers: dict[int, int] = {}  # id -> number, of objects that are kept alive
+        self._objects: dict[int, Callable[[], Any]] = {}  # number -> gives the object, while it lives
+        self._numbers: dict[int, int] = {}  # id -> number, of objects that live
         self._kinds: dict[int, Kind] = {}
         self._digests: dict[int, bytes] = {}  # number -> of what was in an object when both agreed
         self._uses: dict[int, int] = {}  # number -> names that lead to it
@@ -85,7 +87,10 @@ class SharedObjects:
         """
         shells, contents, root, seen = pickle.loads(data)
         with opening_in(self.namespace):
-            _Decoding(self, shells, dict(contents)).run()
+            decoding = _Decoding(
+                self, shells, dict(contents)
+            )  # keeps what is made alive until it is in place
+            decoding.run()
             value = self.load(root)
         self._keep(name, seen)
         self.steps += 1
@@ -146,8 +151,8 @@ class SharedObjects:
         return self._numbers.get(id(value))
 
     def object_of(self, number: int) -> Any:
-        """The object of a number."""
-        return self._objects[number]
+        """The object of a number; None if it is gone."""
+        return self._objects[number]()
 
     def digest(self, number: int) -> Optional[bytes]:
         """Of what was in an object when both sides agreed."""
@@ -162,8 +167,12 @@ class SharedObjects:
         if number is None:
             self._count += 1
             number = self._sign * self._count
-        self._objects[number], self._kinds[number] = value, kind
+        self._kinds[number] = kind
         self._numbers[id(value)] = number
+        try:
+            self._objects[number] = weakref.ref(value, functools.partial(self._died, id(value), number))
+        except TypeError:
+            self._objects[number] = lambda: value
         return number
 
     def load(self, data: Buffer) -> Any:
@@ -185,21 +194,27 @@ class SharedObjects:
         self._uses.pop(number, None)
         self._digests.pop(number, None)
         self._kinds.pop(number, None)
-        value = self._objects.pop(number, None)
-        if self._numbers.get(id(value)) == number:
-            del self._numbers[id(value)]
+        give = self._objects.pop(number, None)
+        if give is not None and (value := give()) is not None:
+            self._died(id(value), number)
+
+    def _died(self, identity: int, number: int, _reference: Any = None) -> None:
+        """An object has no number any more; the next one at its place is another."""
+        if self._numbers.get(identity) == number:
+            del self._numbers[identity]
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, data: Buffer, objects: dict[int, Any]) -> None:
+    def __init__(self, data: Buffer, objects: dict[int, Callable[[], Any]]) -> None:
         super().__init__(io.BytesIO(data))
         self._objects = objects
 
     def persistent_load(self, pid: Any) -> Any:
-        try:
-            return self._objects[pid]
-        except KeyError:
-            raise _NotYetError(pid) from None
+        give = self._objects.get(pid)
+        value = None if give is None else give()
+        if value is None:
+            raise _NotYetError(pid)
+        return value
 
 
 class _NotYetError(Exception):
@@ -228,7 +243,8 @@ class _Encoding:
         self.introduced: list[int] = []
         self.digests: dict[int, bytes] = {}
         self.has_news = False
-        self._pending: list[tuple[int, Kind]] = []
+        self._pending: list[tuple[int, Kind, Any]] = []
+        self._kept: list[Any] = []  # what got a number, or another would get its place meanwhile
 
     def dump(self, value: Any) -> bytes:
         """Pickle something; what can change in it is referred to by number."""
@@ -240,16 +256,16 @@ class _Encoding:
         """See what is in objects that the value need not lead to any more."""
         for number in numbers:
             if number not in self.seen:
-                kind = self._shared.kind(number)
-                if kind is not WHOLE:
-                    self._pending.append((number, kind))
+                kind, value = self._shared.kind(number), self._shared.object_of(number)
+                if kind is not WHOLE and value is not None:
+                    self._pending.append((number, kind, value))
 
     def changed_contents(self) -> list[tuple[int, bytes]]:
         """Give (number, pickle) of what is in each object whose content is news."""
         contents = []
         while self._pending:
-            number, kind = self._pending.pop()
-            data = self.dump(kind.content(self._shared.object_of(number)))
+            number, kind, value = self._pending.pop()
+            data = self.dump(kind.content(value))
             digest = _digest(data)
             if self._shared.digest(number) != digest:
                 contents.append((number, data))
@@ -279,7 +295,7 @@ class _Encoding:
             number = self._introduce(value, kind)
             self.shells.append((number, type(kind).__name__, self.dump(kind.shell(value))))
         self.seen[number] = None
-        self._pending.append((number, kind))
+        self._pending.append((number, kind, value))
         return number
 
     def _number_of_whole(self, value: Any, number: Optional[int]) -> int:
@@ -298,6 +314,7 @@ class _Encoding:
 
     def _introduce(self, value: Any, kind: Kind) -> int:
         number = self._shared.add(value, kind)
+        self._kept.append(value)
         self.introduced.append(number)
         self.seen[number] = None
         return number
@@ -315,6 +332,7 @@ class _Decoding:
         self, shared: SharedObjects, shells: list[tuple[int, str, bytes]], contents: dict[int, bytes]
     ) -> None:
         self._shared, self._contents = shared, contents
+        self._made: list[Any] = []
         self._steps: deque[Callable[[], None]] = deque()
         for number, kind, data in shells:
             self._steps.append(functools.partial(self._make, number, kind, data))
@@ -346,9 +364,11 @@ class _Decoding:
 
     def _make(self, number: int, kind: str, data: bytes) -> None:
         if not kind:
-            self._shared.add(pickle.loads(data), WHOLE, number)
+            self._made.append(pickle.loads(data))
+            self._shared.add(self._made[-1], WHOLE, number)
             return
         value = KINDS[kind].make(self._shared.load(data) if data else None)
+        self._made.append(value)
         self._shared.add(value, KINDS[kind], number)
         if KINDS[kind].is_early and number in self._contents:
             self._steps.append(functools.partial(self._fill, number))

@@ -199,8 +199,15 @@ class _Session:
             return vars(reply), []
         self._shell.become_current()
         _begin(call, request)
-        with silence():
-            arrived = self._take(request, parts, sharing)
+        is_new = sharing is None or not sharing.steps
+        try:
+            with silence():
+                arrived = self._take(request, parts, sharing)
+        except OpeningError:
+            if is_new:
+                raise
+            reply.stale.append(_ANY)  # something that both had is not here any more: it is sent in full
+            return vars(reply), []
         left: dict[str, Optional[Dumped]] = {}
         if request["code"].strip():
             left = self._execute(request, call, reply, sharing)
@@ -217,17 +224,7 @@ class _Session:
             self._versions.setdefault(name, uuid.uuid4().hex)
         if not request["returns"]:
             self._watch_anew(left, apart=True)
-        if request["lists"]:
-            reply.listed = self._listed()
-        if request["resets"]:
-            reply.dropped = self._reset()
-        for name in request["exports"]:
-            reply.exported[name] = self._exports.put(
-                self._versions[name], from_device(self._namespace[name]), call
-            )
-        if request["reads"]:
-            buffers.append(self._exports.read(*request["reads"]))
-        reply.goes_on = self._goes_on()
+        self._answer(request, reply, buffers, call)
         told = {*arrived, *left, *request["wanted"], *reply.handles}
         reply.versions = {name: version for name, version in self._versions.items() if name in told}
         return vars(reply), buffers
@@ -412,6 +409,22 @@ class _Session:
                 self._folder = os.getcwd()  # noqa: PTH109 - a plain path for os.chdir
 
     # ------------------------------------------------------------ questions
+
+    def _answer(
+        self, request: dict[str, Any], reply: Reply, buffers: list[Buffer], call: CallContext
+    ) -> None:
+        """Do what a request asks for besides running a cell."""
+        if request["lists"]:
+            reply.listed = self._listed()
+        if request["resets"]:
+            reply.dropped = self._reset()
+        for name in request["exports"]:
+            reply.exported[name] = self._exports.put(
+                self._versions[name], from_device(self._namespace[name]), call
+            )
+        if request["reads"]:
+            buffers.append(self._exports.read(*request["reads"]))
+        reply.goes_on = self._goes_on()
 
     def _listed(self) -> dict[str, dict[str, Any]]:
         """Say what names there are."""
