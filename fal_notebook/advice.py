@@ -78,8 +78,8 @@ def line_with(line: str, requirement: str) -> str:
 
 def requirements_change(before: Sequence[str], after: Sequence[str]) -> str:
     """Say how requirement lines differ: "+ scipy, numpy==1.26 → numpy==2.4, - six"; "" if they do not."""
-    old = {distribution_name(line): line for line in before}
-    new = {distribution_name(line): line for line in after}
+    old = {distribution_name(line) or line: line for line in before}
+    new = {distribution_name(line) or line: line for line in after}
     changed = [f"{old[name]} → {new[name]}" for name in new if name in old and old[name] != new[name]]
     added = [f"+ {line}" for name, line in new.items() if name not in old]
     return ", ".join([*added, *changed, *(f"- {line}" for name, line in old.items() if name not in new)])

@@ -21,6 +21,7 @@ from fal_agent.errors import FalServerlessError
 from fal_agent.runtime.nested import NestedFunction
 from fal_agent.wire import Call
 from fal_notebook import config, display
+from fal_notebook.advice import requirements_change
 from fal_notebook.app_files import TravellingFiles, travelling_files
 from fal_notebook.environment import (
     check_python,
@@ -50,6 +51,9 @@ _SETTINGS_SECONDS = 1.0  # after which the host's settings are looked at again
 _KEPT_CALLS = 7
 
 
+_declared: dict[tuple[str, str], list[str]] = {}  # requirement lines by module and name, as declared last
+
+
 class Function:
     """A function that runs on a host; made by `fal.function`.
 
@@ -71,6 +75,7 @@ class Function:
         self.app_name = getattr(raw_func, "__name__", type(raw_func).__name__)
         self._yields = inspect.isgeneratorfunction(raw_func) or inspect.isasyncgenfunction(raw_func)
         self._calls: dict[Any, tuple[float, Call]] = {}  # what was sent lately, and when it was made
+        self._change = _change_of_requirements(self)
 
     # ------------------------------------------------------------ calling
 
@@ -90,7 +95,7 @@ class Function:
 
             return serve_until_ended(self._serve(args, kwargs, quiet=True), self.app_name)
         host = self.host
-        draw = display.drawer()
+        draw = display.drawer(reason=self._change)
         parcel = self._parcel(host, args, kwargs, snapshot=False)
         run = start(host, parcel, attended=not self._yields)
         if self._yields:
@@ -346,6 +351,18 @@ class Function:
             reusable=packed.reusable,
             environ=read_secrets(settings.secrets or (), what=f"{self.__qualname__}()"),
         )
+
+
+def _change_of_requirements(function: Function) -> str:
+    """Say how a function's requirements differ from those of the one of its name that was declared before."""
+    lines = [
+        line
+        for layer in function.settings.requirements or ()
+        for line in ([layer] if isinstance(layer, str) else layer)
+    ]
+    key = (getattr(function.raw_func, "__module__", None) or "", function.__qualname__)
+    before, _declared[key] = _declared.get(key), lines
+    return "" if before is None or before == lines else requirements_change(before, lines)
 
 
 @overload

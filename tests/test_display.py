@@ -286,3 +286,26 @@ def test_a_strip_says_what_the_worker_uses() -> None:
     assert usage.text(is_over=True) == " (at most 2.0 GB of memory)"
     usage.forget()
     assert usage.text(is_over=False) == ""
+
+
+def test_a_build_says_how_a_function_s_requirements_have_changed(kernel: Kernel) -> None:
+    cell = kernel.run(
+        "draw = CellFace(reason='+ six, numpy==1.26 → numpy==2.4').draw\n"
+        "draw(stage('build', '3 packages', ago=9))"
+    )
+    assert texts(cell)[0].endswith("because its requirements have changed: + six, numpy==1.26 → numpy==2.4")
+    kernel.run("draw(result())")
+
+
+def test_a_function_knows_how_its_requirements_have_changed() -> None:
+    import fal_notebook as fal
+
+    def declare(*lines: str) -> str:
+        @fal.function(requirements=list(lines))
+        def changing() -> None: ...
+
+        return changing._change
+
+    changes = [declare("six", "pandas"), declare("six", "pandas"), declare("six==1.16", "scipy")]
+
+    assert changes == ["", "", "+ scipy, six → six==1.16, - pandas"]

@@ -72,15 +72,16 @@ def comm_bridge(send: Send | None = None) -> CommBridge | None:
     return CommBridge(send)
 
 
-def drawer(bridge: CommBridge | None = None, *, adds_up: bool = False) -> Drawer:
+def drawer(bridge: CommBridge | None = None, *, adds_up: bool = False, reason: str = "") -> Drawer:
     """Give what draws the events of one call, called by the thread that waits for it.
 
     Args:
         bridge: of the widgets of its session; None for a call's own.
         adds_up: they are those of many calls, whose bars of progress add up.
+        reason: how the call's requirements have changed, should an environment be built.
     """
     forget_error()
-    return Drawer(bridge, adds_up=adds_up)
+    return Drawer(bridge, adds_up=adds_up, reason=reason)
 
 
 class Drawer:
@@ -89,10 +90,10 @@ class Drawer:
     Between `begin` and `end` the call is looked at: one that takes long says so by itself.
     """
 
-    __slots__ = ("_adds_up", "_began", "_bridge", "_draw", "_face", "_run")
+    __slots__ = ("_adds_up", "_began", "_bridge", "_draw", "_face", "_reason", "_run")
 
-    def __init__(self, bridge: CommBridge | None, *, adds_up: bool = False) -> None:
-        self._bridge, self._adds_up = bridge, adds_up
+    def __init__(self, bridge: CommBridge | None, *, adds_up: bool = False, reason: str = "") -> None:
+        self._bridge, self._adds_up, self._reason = bridge, adds_up, reason
         self._draw: Draw | None = None
         self._face: CellFace | TextFace | None = None
         self._run: Stoppable | None = None
@@ -144,11 +145,11 @@ class Drawer:
                 from fal_notebook.display.notebook import CellFace
 
                 label = self._run.label if self._run is not None else ""
-                self._face = CellFace(label, self._bridge, adds_up=self._adds_up)
+                self._face = CellFace(label, self._bridge, adds_up=self._adds_up, reason=self._reason)
             else:
                 from fal_notebook.display.plain import TextFace
 
-                self._face = TextFace(adds_up=self._adds_up)
+                self._face = TextFace(adds_up=self._adds_up, reason=self._reason)
             self._draw = self._face.draw
 
 

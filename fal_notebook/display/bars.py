@@ -106,6 +106,11 @@ class Bars:
             done, total = row.bars.pop(bar)
             row.ended = (row.ended[0] + done, row.ended[1] + (done if total is None else total))
 
+    def end(self) -> None:
+        """Loops that go on have been left."""
+        for row in self._rows.values():
+            row.over = True
+
     def __bool__(self) -> bool:
         return bool(self._rows)
 
@@ -200,6 +205,7 @@ class BarDisplay:
         unwatch(self)
         with self._lock:
             if self._display is not None:
+                self._bars.end()
                 self._draw()
                 self._display.close()
             self._display, self._bars = None, Bars(adds_up=self._adds_up)

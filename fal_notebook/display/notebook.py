@@ -36,10 +36,14 @@ class CellFace:
         label: what the call is of.
         bridge: of the widgets of its session; None for its own.
         adds_up: bars of one name add up, see `Bars`.
+        reason: how the call's requirements have changed, should an environment be built.
     """
 
-    def __init__(self, label: str = "", bridge: CommBridge | None = None, *, adds_up: bool = False) -> None:
+    def __init__(
+        self, label: str = "", bridge: CommBridge | None = None, *, adds_up: bool = False, reason: str = ""
+    ) -> None:
         self._card = card_of_cell()
+        self._card.reason = reason
         self._bridge = bridge or CommBridge()
         self._bars = BarDisplay(adds_up=adds_up)
         self._text = LongText(label)

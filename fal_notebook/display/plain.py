@@ -27,9 +27,11 @@ class TextFace:
 
     Args:
         adds_up: bars of one name add up, see `Bars`.
+        reason: how the call's requirements have changed, should an environment be built.
     """
 
-    def __init__(self, *, adds_up: bool = False) -> None:
+    def __init__(self, *, adds_up: bool = False, reason: str = "") -> None:
+        self._reason = reason
         self._phases = Phases()
         self._bars = TextBars(adds_up=adds_up)
         self._decode = TextDecoder()
@@ -86,6 +88,9 @@ class TextFace:
         phase = last if last == "upload" else self._phases.current  # whose text changes all the time
         if phase != self._told:
             _write(sys.stderr, f"{self._phases.headline(now)}\n")
+            if self._reason and last in ("resolve", "build"):
+                _write(sys.stderr, f"  because its requirements have changed: {self._reason}\n")
+                self._reason = ""
             self._told = phase
         for line in self._phases.lines:
             _write(sys.stderr, f"  {line}\n")

@@ -50,9 +50,13 @@ class RunCard:
 
     Args:
         host_name: where it runs, or will run.
+
+    Attributes:
+        reason: how the call's requirements have changed, should an environment be built.
     """
 
     def __init__(self, host_name: str = "") -> None:
+        self.reason = ""
         self.parent = running.parent
         self.phases = Phases()
         self._host_name = host_name
@@ -213,6 +217,8 @@ class RunCard:
             lines = [f"{mark} {phase.line(now)}" for mark, phase in zip(marks, told, strict=True)]
             lines.insert(0, f"on {self._host_name}" if self._host_name else "on its way")
         building = told and told[-1].name in ("build", "resolve")
+        if building and self.reason:
+            lines.append(f"because its requirements have changed: {self.reason}")
         return [*lines, *(self.phases.lines if building else ())]
 
 
