@@ -79,9 +79,15 @@ class Lab:
         nbformat.write(notebook, path)
         return path
 
-    def open(self, name: str, *, kernel: bool = True) -> None:
-        """Open a notebook in a fresh page of JupyterLab, and wait for its kernel if it is wanted."""
-        self.page.goto(f"{self._url}/lab/tree/{name}?reset&token={self._token}")
+    def open(self, name: str, *, kernel: bool = True, application: str = "lab/tree") -> None:
+        """Open a notebook in a fresh page, and wait for its kernel if it is wanted.
+
+        Args:
+            name: of the file.
+            kernel: wait for the kernel.
+            application: "lab/tree" for JupyterLab, "notebooks" for Notebook 7, by the same server.
+        """
+        self.page.goto(f"{self._url}/{application}/{name}?reset&token={self._token}")
         self.page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell")
         if kernel:
             self.wait_idle()
@@ -171,6 +177,7 @@ def _server(place: Path, *, dark: bool, environment: dict[str, str]) -> Iterator
             *(sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1"),
             *(f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}"),
             *(f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True"),
+            "--JupyterNotebookApp.expose_app_in_browser=True",
         ],
         env={**os.environ, **_folders(place), **environment},
         stdout=(place / "log").open("w"),
