@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -86,11 +87,25 @@ def _connect_to(path: str) -> socket.socket:
     stream = _Stream(socket.AF_UNIX)
     try:
         stream.connect(path)
+        _refuse_others(stream, path)
     except OSError:
         stream.close()
         raise
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
     return stream
+
+
+def _refuse_others(stream: socket.socket, path: str) -> None:
+    """Make sure that it is this user who listens: a folder that all may write to is in some sockets' paths.
+
+    Raises:
+        ConnectionRefusedError: it is another one.
+    """
+    if not hasattr(socket, "SO_PEERCRED"):  # not Linux
+        return
+    _pid, uid, _gid = struct.unpack("3i", stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if uid not in (os.getuid(), 0):  # root may be anybody anyway
+        raise ConnectionRefusedError(f"another user (number {uid}) listens at {path}")
 
 
 def _unpack(root: Path, archive: Archive) -> Path:

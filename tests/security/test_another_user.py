@@ -9,7 +9,10 @@ import contextlib
 import json
 import os
 import pwd
+import shutil
+import signal
 import socket
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -21,6 +24,7 @@ from support.stranger import POST, as_stranger
 
 import fal_notebook as fal
 from fal_notebook.forwarding.forwarder import Forwarder
+from fal_notebook.hosts import local
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -197,3 +201,35 @@ def test_a_stranger_that_does_not_wait_for_the_answer_is_refused_too() -> None:
             time.sleep(0.02)
 
     assert door.asked == 1
+
+
+# Listens where it is told to, in a process that stays; prints its number.
+LISTEN = r"""
+import json, os, socket, sys, time
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(json.load(sys.stdin))
+listener.listen()
+os.chmod(listener.getsockname(), 0o777)
+pid = os.fork()
+if pid:
+    print(pid)
+else:
+    for number in (0, 1, 2):
+        os.close(number)
+    time.sleep(60)
+"""
+
+
+def test_a_socket_of_a_stranger_is_not_taken_for_the_agents() -> None:
+    """Where the path of ours would be too long, it is below a folder in which everybody may make another."""
+    folder = Path(tempfile.mkdtemp(prefix="fal-public-"))
+    folder.chmod(0o777)
+    path = folder / "agent.sock"
+    pid = int(as_stranger(LISTEN, str(path)))
+    try:
+        with pytest.raises(ConnectionRefusedError, match="another user"):
+            local._connect_to(str(path))
+        assert local._dial(path) is None
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(folder)
