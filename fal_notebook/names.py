@@ -211,10 +211,7 @@ class SessionNames:
         if known is None:
             return False
         digest = digest_of(dumped.parts)
-        if self._shared is not None and self._shared.has(name) and type(value) not in pickling.ATOMS:
-            if known.digest == digest and self._is_shared_as_it_was(name, value):
-                return True
-        elif known.digest == digest:
+        if known.digest == digest and self._is_shared_as_it_was(name, value):
             return True
         if known.digest is None and self._fetched.get(digest) == known.version:
             known.digest, known.size = digest, dumped.size
@@ -228,8 +225,15 @@ class SessionNames:
 
     def _is_shared_as_it_was(self, name: str, value: Any) -> bool:
         """Whether a name leads to the objects that it led to: an equal list may be another one."""
+        shared = self._shared
+        if (
+            shared is None
+            or type(value) in pickling.ATOMS
+            or not (shared.has(name) and shared.is_quick(name))
+        ):
+            return True  # as far as its pickle tells
         try:
-            return self._shared is not None and self._shared.is_current(name, value)
+            return shared.is_current(name, value)
         except Exception:  # noqa: BLE001 - it cannot be taken apart, which is told elsewhere if it matters
             return False
 

@@ -32,6 +32,7 @@ __all__ = ["SHARED_LIMIT", "SharedObjects"]
 SHARED_LIMIT = 1 << 20  # bytes of a value that is taken apart; a larger one travels as it is
 
 _PROTOCOL = 5
+_FEW = 1000
 
 
 class SharedObjects:
@@ -113,6 +114,10 @@ class SharedObjects:
     def has(self, name: str) -> bool:
         """Whether both sides have the value of a name in common."""
         return name in self._roots
+
+    def is_quick(self, name: str) -> bool:
+        """Whether a name leads to so few objects that looking at each of them takes no time."""
+        return len(self._names.get(name, ())) <= _FEW
 
     def is_current(self, name: str, value: Any) -> bool:
         """Whether a name leads to the very objects that both sides know, and nothing in them has changed.

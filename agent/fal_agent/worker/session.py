@@ -203,8 +203,8 @@ class _Session:
         try:
             with silence():
                 arrived = self._take(request, parts, sharing)
-        except OpeningError:
-            if is_new:
+        except OpeningError as error:
+            if is_new or isinstance(error.__cause__, ModuleNotFoundError):
                 raise
             reply.stale.append(_ANY)  # something that both had is not here any more: it is sent in full
             return vars(reply), []

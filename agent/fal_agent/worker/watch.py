@@ -83,7 +83,12 @@ class Watch:
             if name in bound or name not in self._namespace:
                 continue
             value, is_shared = self._namespace[name], False
-            if sharing is not None and sharing.has(name) and name not in self._apart:
+            if (
+                sharing is not None
+                and sharing.has(name)
+                and sharing.is_quick(name)
+                and name not in self._apart
+            ):
                 is_shared = True
                 with suppress(Exception):  # what cannot be pickled any more is found out below
                     if sharing.is_current(name, value):
