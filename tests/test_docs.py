@@ -102,9 +102,10 @@ def test_the_readme_names_every_command() -> None:
     """Those of the terminal and those of the notebook, as the programs know them."""
     from fal_notebook.cli import app
     from fal_notebook.magics.line import COMMANDS
+    from fal_notebook.magics.names import NAME_COMMANDS
 
     rows = dict(re.findall(r"^\| \*\*(.+?)\*\* \| (.+) \|$", README, re.MULTILINE))
     commands = {item.name or getattr(item.callback, "__name__", "") for item in app.registered_commands}
 
     assert set(re.findall(r"`(?:fal-notebook )?([a-z]+)`", rows["Command line"])) == commands
-    assert set(re.findall(r"`(?:%fal )?([a-z]+)`", rows["Line magic"])) == set(COMMANDS)
+    assert set(re.findall(r"`(?:%fal )?([a-z]+)`", rows["Line magic"])) == {*COMMANDS, *NAME_COMMANDS}
