@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,6 @@ from fal_notebook.names import SessionNames
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from fal_notebook.exchange import Request
 
@@ -242,6 +242,15 @@ def test_a_name_that_cannot_be_pickled_is_named(pair: Pair) -> None:
     pair.here["items"] = (i for i in [])
     with pytest.raises(FalSerializationError, match=r"'items'.*generator"):
         pair.run("list(items)")
+
+
+def test_an_open_file_stays_where_it_is(pair: Pair) -> None:
+    with Path("/dev/null").open() as file:
+        pair.here["logs"] = {"file": file}
+        with pytest.raises(FalSerializationError, match=r"'logs' cannot be pickled.*'/dev/null' is open"):
+            pair.run("logs")
+    pair.run("mine = open('/dev/null')")
+    assert isinstance(pair.here["mine"], Handle)
 
 
 def test_a_name_that_is_not_surely_needed_may_stay(pair: Pair) -> None:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import functools
 import io
+import pickle
+import sys
 import threading
 import types
+from collections import ChainMap
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, ClassVar, Optional
 
 from fal_agent import pickling
 
@@ -127,13 +130,24 @@ def function_state(function: types.FunctionType) -> tuple[dict[str, Any], dict[s
     return attributes, slots, needs
 
 
+def _reduce_file(file: io.TextIOWrapper) -> Any:
+    """Refuse, where cloudpickle would send a copy of what is in the file."""
+    if file in (sys.stdout, sys.stderr):
+        from cloudpickle import cloudpickle
+
+        return cloudpickle._file_reduce(file)  # noqa: SLF001 - by its name
+    raise pickle.PicklingError(f"the file {file.name!r} is open in one process, and stays there")
+
+
 @functools.cache
 def pickler_in() -> Callable[..., Any]:
     """Give the class of picklers for a namespace; made once, since its base is imported on first use."""
     base: Any = pickling.pickler_type()
 
     class NamespacePickler(base):  # type: ignore[misc] # cloudpickle has no types
-        """Lets functions of one namespace travel without their globals."""
+        """Lets functions of one namespace travel without their globals; open files stay."""
+
+        dispatch_table: ClassVar[Any] = ChainMap({io.TextIOWrapper: _reduce_file}, base.dispatch_table)
 
         def __init__(self, file: Any, keep: Optional[Callable[..., bool]], namespace: dict[str, Any]) -> None:
             super().__init__(file, keep, None)
