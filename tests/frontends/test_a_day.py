@@ -25,7 +25,29 @@ pytestmark = [
 ]
 
 LINES = 50_000 * int(os.environ.get("FAL_TEST_SCALE", "1"))
-FIRST = "%%fal -r matplotlib -r tqdm\nimport matplotlib\nprint('built')"
+FIRST = "%%fal -r matplotlib -r tqdm -r 'slow @ file://{folder}'\nimport matplotlib\nprint('built')"
+BACKEND = """
+import time, zipfile
+
+def build_wheel(folder, *_args):
+    time.sleep(1.5)
+    name = "slow-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(f"{folder}/{name}", "w") as wheel:
+        about = "slow-1.0.dist-info"
+        wheel.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\\nName: slow\\nVersion: 1.0\\n")
+        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr(f"{about}/RECORD", "")
+    return name
+"""
+PROJECT = """
+[build-system]
+requires = []
+build-backend = "backend"
+backend-path = ["."]
+[project]
+name = "slow"
+version = "1.0"
+"""
 PLOT = "%%fal\nimport matplotlib.pyplot as plt\nplt.plot([1, 4, 2]);"
 BARS = """%%fal
 from tqdm import tqdm
@@ -41,8 +63,11 @@ CELLS = ["%load_ext fal_notebook\nimport fal_notebook as fal", "%fal connect loc
 CELLS += [ERROR, MANY, "%fal"]
 
 
-def test_a_notebook_from_loading_to_reading_it_again(lab: Lab) -> None:
-    path = lab.write("day.ipynb", CELLS)
+@pytest.mark.timeout(300)
+def test_a_notebook_from_loading_to_reading_it_again(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "backend.py").write_text(BACKEND)
+    (tmp_path / "pyproject.toml").write_text(PROJECT)
+    path = lab.write("day.ipynb", [cell.replace("{folder}", str(tmp_path)) for cell in CELLS])
     lab.open("day.ipynb")
     for cell in range(5):
         lab.run(cell)
@@ -52,8 +77,10 @@ def test_a_notebook_from_loading_to_reading_it_again(lab: Lab) -> None:
     bars(lab)
     lab.run(5)
     interrupt_by_the_button(lab)
+    lab.wait_ended(5)
     lab.run(6)
     lab.output(6).get_by_text("ZeroDivisionError").first.wait_for()
+    lab.wait_ended(6)
     long_output(lab)
     panel(lab)
     lab.save()

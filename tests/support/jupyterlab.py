@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -107,6 +108,11 @@ class Lab:
         """Run one cell, counted from 0; returns at once."""
         self.page.evaluate("cell => { jupyterapp.shell.currentWidget.content.activeCellIndex = cell; }", cell)
         self.command("notebook:run-cell")
+
+    def wait_ended(self, cell: int) -> None:
+        """Wait until a cell has its number: what is run before would be left out, should it fail."""
+        prompt = self.page.locator(".jp-CodeCell").nth(cell).locator(".jp-InputPrompt")
+        prompt.filter(has_text=re.compile(r"\[\d+\]")).first.wait_for()
 
     def wait_idle(self) -> None:
         """Wait until the kernel has nothing to do."""
