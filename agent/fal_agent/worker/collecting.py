@@ -9,6 +9,7 @@ import sys
 import types
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent.namespaces import Dumped, dump_named
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from fal_agent.worker.watch import Watch
 
 __all__ = ["Collector", "Reply"]
+
+_LOOKED_AT = 20  # items of a collection
 
 
 @dataclass
@@ -83,7 +86,8 @@ class Collector:
             if isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value:
                 reply.modules[name] = value.__name__
                 continue
-            found = self._dump(from_device(value) if insists else value, request["limit"], dumped)
+            limit = 0 if _finalizes(value) and not insists else request["limit"]
+            found = self._dump(from_device(value) if insists else value, limit, dumped)
             if found is None or (not insists and call.holds_secret(found.parts)):
                 reply.handles[name] = self._described[name] = _described(value, call)
             else:
@@ -159,6 +163,18 @@ def _place(buffers: list[Buffer], parts: Sequence[Buffer]) -> list[int]:
     start = len(buffers)
     buffers += parts
     return [start, len(buffers)]
+
+
+def _finalizes(value: Any) -> bool:
+    """Whether an object of a cell's own class, or the first ones in a collection, has a `__del__`.
+
+    It stays: a copy would be finalised too, and what both sides share lives until the cell is over.
+    """
+    items = value.values() if isinstance(value, dict) else value
+    inner = islice(items, _LOOKED_AT) if isinstance(value, (list, tuple, dict, set)) else ()
+    return any(
+        type(item).__module__ == "__main__" and hasattr(type(item), "__del__") for item in (value, *inner)
+    )
 
 
 def _described(value: Any, call: CallContext) -> dict[str, Any]:
