@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["AGENT_IDLE", "AgentHost", "agent_answer", "agent_idle", "agent_options"]
 
 _NOBODY = (ConnectionRefusedError, FileNotFoundError)  # listens at the agent's socket
+_HARMLESS = ("apps", "cells", "environments", "runs", "status")
 _TRIES = 3
 AGENT_IDLE = 600.0  # seconds after which an unused agent ends; FAL_NOTEBOOK_IDLE overrules it
 
@@ -111,7 +112,10 @@ class AgentHost(ABC):
         return self.connect().attach(run_id, sink)
 
     def ask(self, question: str, *, timeout: float = 30.0, **arguments: Any) -> Any:
-        """Ask the agent; see `fal_agent.server.questions`."""
+        """Ask the agent; see `fal_agent.server.questions`. What only looks is asked twice if need be."""
+        if question in _HARMLESS:
+            with suppress(LinkLostError):
+                return self.connect().ask(question, timeout, **arguments)
         return self.connect().ask(question, timeout, **arguments)
 
     def upload(self, name: str, data: Buffer, stop: threading.Event) -> None:

@@ -116,6 +116,7 @@ class AgentClient:
         self._functions: set[str] = set()  # digests that the agent has
         self._blobs: set[str] = set()  # names that the agent has
         self._uploads: dict[str, threading.Lock] = {}  # by blob
+        self._sharing = threading.Lock()  # held while it is decided who sees the events of a run
         self._bringing = threading.Lock()  # held while a blob travels that no call names
         self._greeted = threading.Event()
         self._problem: str | None = None
@@ -166,7 +167,13 @@ class AgentClient:
         if self._closed.is_set():
             raise self._lost_error()
         execution.client, execution.let_go = self, None
-        self._executions[execution.run_id] = execution
+        with self._sharing:
+            other = self._executions.get(execution.run_id)  # that somebody here attached meanwhile
+            if other is not None and other is not execution:
+                execution.join(other)
+                if execution.last_seq < other.last_seq:  # what comes now may be later than what it lacks
+                    execution.shown_first = other.last_seq
+            self._executions[execution.run_id] = execution
         try:
             parcel, wish = execution.parcel, execution.wish
             if parcel is None or wish is not None:
@@ -188,15 +195,21 @@ class AgentClient:
         """Show a run that was started elsewhere, or before: all its events, and those to come."""
         execution = AgentExecution(self, run_id, None, sink, attended=False)
         execution.sent = execution.was_sent = True
-        execution.original = original = self._executions.get(run_id)
-        if original is None:
-            self._executions[run_id] = execution
-        else:
-            original.copies.append(execution)
+        with self._sharing:
+            original = self._executions.get(run_id)
+            if original is None:
+                self._executions[run_id] = execution
+            else:
+                original.join(execution)
+                execution.shown_first = original.last_seq
         try:
             self._send(Attach(run_id))
         except LinkLostError:
-            self._hand_over([execution] if original is None else [])
+            if original is None:
+                self._hand_over([execution])
+            else:
+                original.part(execution)
+                self._lose([execution])
         return execution
 
     def go_through_lane(self, execution: AgentExecution) -> None:
@@ -499,24 +512,36 @@ class AgentClient:
             self._take_event(message, buffers)
 
     def _take_event(self, event: Any, buffers: list[bytes]) -> None:
-        execution = self._executions.get(event.run_id)
-        if execution is None:
-            return
-        seeing = [e for e in (execution, *execution.copies) if event.seq > e.last_seq]
-        if not seeing:
-            return
-        execution.parcel = None
-        parts = (
-            buffers
-            if isinstance(event, Log)
-            else [self._part(ref, buffers) for ref in getattr(event, "data", ())]
-        )
+        with self._sharing:
+            execution = self._executions.get(event.run_id)
+            seeing = [] if execution is None else execution.watchers_of(event.seq)
+            if execution is None or not seeing:
+                return
+            execution.parcel = None
+            parts = (
+                buffers
+                if isinstance(event, Log)
+                else [self._part(ref, buffers) for ref in getattr(event, "data", ())]
+            )
+            if isinstance(event, (Result, Failure)):
+                self._end(execution, seeing)
         if isinstance(event, (Result, Failure)):
-            del self._executions[event.run_id]
             _take_variables(event, buffers)
         for one in seeing:
             one.last_seq = event.seq
             one.sink(Received(event, parts))
+
+    def _end(self, execution: AgentExecution, seeing: list[AgentExecution]) -> None:
+        """A run has ended; whoever has not been shown all yet waits for what is on its way to it."""
+        waiting = [one for one in (execution, *execution.copies) if one not in seeing]
+        if not waiting:
+            self._executions.pop(execution.run_id, None)
+            return
+        first, *others = waiting
+        first.original, first.copies = None, []
+        for other in others:
+            first.join(other)
+        self._executions[execution.run_id] = first
 
     def _part(self, ref: int | str, buffers: list[bytes]) -> Buffer:
         if isinstance(ref, int):
@@ -575,7 +600,9 @@ class AgentClient:
 
     def _hand_over(self, executions: list[AgentExecution]) -> None:
         """The connection is gone: let calls be brought back by another one, or end them."""
-        lost = [e for e in executions if self._executions.pop(e.run_id, None) is not None]
+        self._lose([e for e in executions if self._executions.pop(e.run_id, None) is not None])
+
+    def _lose(self, lost: list[AgentExecution]) -> None:
         if self.on_lost is not None and not self._is_closed_here:
             self.on_lost(lost, self._problem or "the other side ended it")
         else:

@@ -48,6 +48,7 @@ class AgentExecution:
         self.let_go: Callable[[AgentExecution], bool] | None = None  # while it belongs to none, see `drift`
         self.copies: list[AgentExecution] = []  # who attached to the same run over the same connection
         self.original: AgentExecution | None = None  # whose copy it is
+        self.shown_first = 0  # events after this number are passed over until one up to it has come
         self._owed = 0
         self._last_reply: tuple[Reply, bytes] | None = None
 
@@ -119,6 +120,29 @@ class AgentExecution:
             self.wish = message
             if self.client.send_if_open(message) and isinstance(message, Interrupt):
                 self.wish = None  # said twice, it would be another one
+
+    def watchers_of(self, seq: int) -> list[AgentExecution]:
+        """Who of those that watch the run gets an event now: it is new to them, and none before it is due."""
+        seeing = []
+        for one in (self, *self.copies):
+            if one.shown_first and seq <= one.shown_first:
+                one.shown_first = 0  # what it was to be shown first has begun to come
+            if not one.shown_first and seq > one.last_seq:
+                seeing.append(one)
+        return seeing
+
+    def join(self, other: AgentExecution) -> None:
+        """Let another that watches the same run see what this one gets."""
+        joining = [other, *other.copies]
+        for one in joining:
+            one.original = self
+        other.copies = []
+        self.copies += joining
+
+    def part(self, other: AgentExecution) -> None:
+        """Undo `join`."""
+        other.original = None
+        self.copies = [copy for copy in self.copies if copy is not other]
 
     def drift(self, let_go: Callable[[AgentExecution], bool]) -> None:
         """Belong to no connection; `let_go` ends the waiting for one, and says whether there was any."""

@@ -66,8 +66,7 @@ class Reconnector:
         """
         with self._lock:
             for execution in executions:
-                execution.drift(self._let_go)
-                self._adrift[execution.run_id] = execution
+                self._add(execution)
             if self._is_working or not self._adrift:
                 return
             self._is_working = True
@@ -75,6 +74,20 @@ class Reconnector:
         threading.Thread(
             target=self._work, args=(problem,), name=f"fal-reconnect-{self._host_name}", daemon=True
         ).start()
+
+    def _add(self, execution: AgentExecution) -> None:
+        """Note a call; of two that watch one run, the one that may have to be sent again goes first."""
+        known = self._adrift.get(execution.run_id)
+        if known is None or known is execution:
+            main = execution
+        elif execution.parcel is None:
+            main = known
+            known.join(execution)
+        else:
+            main = execution
+            execution.join(known)
+        main.drift(self._let_go)
+        self._adrift[main.run_id] = main
 
     def stop(self) -> None:
         """Try no longer; the calls that wait fail."""

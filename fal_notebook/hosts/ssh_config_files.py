@@ -41,7 +41,7 @@ HIDDEN = {ord("%"): "\1", ord("~"): "\2"}  # from paramiko, in the names of file
 SHOWN = {1: "%", 2: "~"}
 CERTIFICATE = "falcertificate:"  # begins what stands among the identity files but is a certificate
 ADDRESS = re.compile(
-    r"(?:ssh://)?(?:(?P<user>.+)@)?(?:\[(?P<bracketed>[^\]]+)\]|(?P<host>(?!-)[^:/@\s]+|[^:/@\s]*(?::[^:/@\s]*){2,}))"
+    r"(?:ssh://)?(?:(?P<user>.+)@)?(?:\[(?P<bracketed>[^\]]+)\]|(?P<host>(?!-)(?:[^:/@\s]+|[^:/@\s]*(?::[^:/@\s]*){2,})))"
     r"(?::(?P<port>\d+))?/?"
 )
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SEED = os.environ.get("FAL_FAULT_SEED", "1")
-RUNS = int(os.environ.get("FAL_FAULT_RUNS", "6"))
+RUNS = int(os.environ.get("FAL_FAULT_RUNS", "4"))
 ONLY = os.environ.get("FAL_FAULT_ONLY", "")
 LONGEST_CUT = 2.0 if RUNS < 50 and not ONLY else 60.0  # seconds
 
