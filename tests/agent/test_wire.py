@@ -45,7 +45,7 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
 
 
 def messages_of(cls: Any) -> st.SearchStrategy[Any]:
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, localns=vars(wire))
     return st.builds(cls, **{item.name: values_of(hints[item.name]) for item in dataclasses.fields(cls)})
 
 
