@@ -450,8 +450,10 @@ class AgentClient:
             self._send_submit(execution)
         except LinkLostError:
             return  # the reading thread reports it to every call
-        except OSError as error:
+        except Exception as error:
             self.give_up(execution, "link", f"data for {self.host_name!r} could not be sent: {error}")
+            if not isinstance(error, OSError):  # nothing that was to be expected
+                raise
 
     def upload(self, name: str, data: Buffer, stop: threading.Event) -> None:
         """Bring a blob to the agent that no call names.

@@ -106,9 +106,9 @@ def test_an_array_that_was_sent_once_is_not_sent_again(agent_host: Host) -> None
     sent: list[str] = []
     original = client._send_blob
 
-    def counting(name: str, data: Any, execution: Any) -> None:
+    def counting(name: str, *arguments: Any) -> None:
         sent.append(name)
-        original(name, data, execution)
+        original(name, *arguments)
 
     client._send_blob = counting
     try:
@@ -120,6 +120,21 @@ def test_an_array_that_was_sent_once_is_not_sent_again(agent_host: Host) -> None
 
     assert first == second == pytest.approx(third - 1)
     assert len(sent) == len(set(sent)) == 2
+
+
+def test_data_that_cannot_be_sent_ends_the_call(agent_host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError("no room")
+
+    @fal.function(host=agent_host, requirements=NUMPY)
+    def total(value: Any) -> float:
+        return float(value.sum())
+
+    monkeypatch.setattr(agent_host.connect(), "_send_blob", fail)  # type: ignore[attr-defined]
+    monkeypatch.setattr("threading.excepthook", lambda _: None)
+
+    with pytest.raises(fal.exceptions.LinkLostError, match="could not be sent: no room"):
+        total(np.zeros(MEGABYTE))
 
 
 def test_a_large_captured_array_travels(host: Host) -> None:
