@@ -111,7 +111,8 @@ def test_without_a_folder_for_temporary_files_there_is_one_of_the_agents_own(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [os.environ.get("TMPDIR", "/nowhere")])
-    monkeypatch.delenv("TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/nowhere")  # so that it is put back as it was
+    monkeypatch.delenv("TMPDIR")
 
     daemon._provide_temporary_folder(tmp_path / "tmp")
 
