@@ -180,7 +180,7 @@ def publish(
 
     publisher = get_ipython().display_pub
     transient = {"display_id": display_id} if display_id else {}
-    if parent is None:
+    if parent is None or not hasattr(publisher, "session"):  # `%%capture` takes what is shown now
         publisher.publish(data, metadata, transient=transient, update=update)
         return
     # The public way knows only the cell that runs now; a run in the background belongs to another.

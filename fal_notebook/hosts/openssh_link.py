@@ -37,6 +37,7 @@ ANSWER_TIMEOUT = 180.0  # seconds in which a person may touch a key, or a server
 HELLO_TIMEOUT = 10.0  # seconds
 _TICK = 0.01  # seconds between two looks at whether the login is done
 _ENDING_SECONDS = 2.0
+_MAX_FOLDER = 50  # bytes; a socket's path may have 107, and `ssh` adds 17 to it while it makes one
 
 
 def open_link(
@@ -117,13 +118,20 @@ class _Master:
         return self.why_lost()
 
 
+def _private_folder() -> Path:
+    """Make a folder whose path is short enough for a socket in it, which `ssh` makes under a longer name."""
+    base = tempfile.gettempdir()
+    is_short = len(os.fsencode(base)) <= _MAX_FOLDER
+    return Path(tempfile.mkdtemp(prefix="fal-ssh-", dir=base if is_short else "/tmp"))  # noqa: S108 - a new one
+
+
 def _connect(name: str, prompt: Prompt, files: list[Path], timeout: float) -> _Master:
     label = repr(name)
     program = shutil.which("ssh")
     if program is None:
         raise ConfigurationError(f"{label}: there is no `ssh` program here. Install the OpenSSH client")
     words = ssh_words(name, files)
-    folder = Path(tempfile.mkdtemp(prefix="fal-ssh-"))
+    folder = _private_folder()
     askpass = None if isinstance(prompt, SilentPrompt) else Askpass(folder, prompt)
     try:
         master = _start([program, *_options(folder, timeout, asking=askpass is not None), *words], folder,

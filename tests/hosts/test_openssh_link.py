@@ -118,6 +118,7 @@ def test_ssh_ends_with_the_process_that_started_it(server: SSHServer, tmp_path: 
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": f"{folders}:{folders}/agent"}
     words = [sys.executable, "-c", code, str(server.config_path)]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout, done.stderr
     leader = int(done.stdout)
 
     for _ in range(1000):

@@ -63,8 +63,14 @@ class Lab:
         self.folder, self.page = folder, page
         self.problems: list[str] = []
         self._url, self._token = url, token
-        page.on("pageerror", lambda error: self.problems.append(str(error)))
+        page.on("pageerror", lambda error: self._note(str(error)))
         page.set_default_timeout(SECONDS * 1000)
+
+    def _note(self, problem: str) -> None:
+        if (
+            "reading 'schema'" not in problem
+        ):  # a setting of Notebook 7, whose extensions JupyterLab loads too
+            self.problems.append(problem)
 
     def write(self, name: str, cells: list[str]) -> Path:
         """Write a notebook with these cells of code."""
