@@ -1,4 +1,4 @@
-"""One JupyterLab for all tests of front ends: starting it takes longer than most of them."""
+"""A JupyterLab for the tests of a file: starting it takes longer than most of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # playwright keeps an event loop running in this thread
 def lab(own_folders: Path) -> Iterator[Lab]:
     with start_lab(PYTHONPATH=os.pathsep.join(filter(None, sys.path))) as lab:
         yield lab
