@@ -13,6 +13,7 @@ import threading
 from typing import TYPE_CHECKING, Optional
 
 from fal_agent.errors import FalServerlessError
+from fal_agent.serving.served import ServedFunction
 from fal_agent.serving.server import AppServer, bind_port
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _bind_metrics(port: Optional[int]) -> Optional[socket.socket]:
 
 
 def _say(app: BaseServable, url: str) -> None:
-    name = getattr(app, "app_name", None) or type(app).__name__
+    name = app.app_name if isinstance(app, ServedFunction) else type(app).__name__
     print(f"{name} is served at {url} (documentation: {url}/docs); interrupt to stop", flush=True)  # noqa: T201 - for the person at the keyboard
 
 
