@@ -63,6 +63,7 @@ def names_of(python: str, filename: str = "<cell>") -> Names:
         Names(),
         _function_tables(symtable.symtable(python, filename, "exec")),
         augmented={target.id for target in augmented if isinstance(target, ast.Name)},
+        fading=_deleted_by_functions(tree),
     )
     flow.annotations_wait = sys.version_info >= (3, 14) or _imports_annotations(tree)
     flow.visit(tree)
@@ -75,6 +76,19 @@ def names_of(python: str, filename: str = "<cell>") -> Names:
     return flow.names
 
 
+def _deleted_by_functions(tree: ast.AST) -> set[str]:
+    """Names that a function deletes at the top level, by a `global` statement."""
+    found: set[str] = set()
+    for function in ast.walk(tree):
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            inside = list(ast.walk(function))
+            shared = {name for node in inside if isinstance(node, ast.Global) for name in node.names}
+            found |= shared & {
+                node.id for node in inside if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Del)
+            }
+    return found
+
+
 class _Flow(ast.NodeVisitor):
     """Follows code in the order it runs: a module, or a class body or comprehension in it."""
 
@@ -85,11 +99,13 @@ class _Flow(ast.NodeVisitor):
         parent: _Flow | None = None,
         *,
         augmented: set[str],
+        fading: set[str],
         is_comprehension: bool = False,
     ) -> None:
         self.names = names
         self.annotations_wait: bool = parent is not None and parent.annotations_wait
         self._tables, self._augmented = tables, augmented
+        self._fading = fading  # names that any call may delete
         self._parent = parent
         self._is_comprehension = is_comprehension
         self.definite: set[str] = set()
@@ -110,7 +126,8 @@ class _Flow(ast.NodeVisitor):
 
     def store(self, name: str) -> None:
         """The code binds a name."""
-        self.definite.add(name)
+        if self._parent is not None or name not in self._fading:
+            self.definite.add(name)
         self.possible.add(name)
         if self._parent is None:
             self.names.binds.add(name)
@@ -236,7 +253,14 @@ class _Flow(ast.NodeVisitor):
     ) -> None:
         self.visit(generators[0].iter)  # the outermost iterable belongs to the scope around
         around = self if self._is_comprehension else self._module  # a class body's names are not seen inside
-        inner = _Flow(self.names, self._tables, around, augmented=self._augmented, is_comprehension=True)
+        inner = _Flow(
+            self.names,
+            self._tables,
+            around,
+            augmented=self._augmented,
+            fading=self._fading,
+            is_comprehension=True,
+        )
         for index, generator in enumerate(generators):
             inner.visit_all([generator.iter] if index else [])
             inner.visit_all([generator.target, *generator.ifs])
@@ -281,7 +305,7 @@ class _Flow(ast.NodeVisitor):
         self.visit_all(node.decorator_list)
         bases = [*node.bases, *(keyword.value for keyword in node.keywords)]
         self._with_type_parameters(node, lambda: self.visit_all(bases))
-        body = _Flow(self.names, self._tables, self._module, augmented=self._augmented)
+        body = _Flow(self.names, self._tables, self._module, augmented=self._augmented, fading=self._fading)
         body.definite.update(_type_parameters(node))
         body.visit_all(node.body)
         self.store(node.name)

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fal_notebook.cells import analyse
@@ -316,6 +316,8 @@ def statements() -> st.SearchStrategy[str]:
 
 @settings(max_examples=300, deadline=None)
 @given(statements(), st.integers(0, 5))
+@example("def d(a=a):\n    global d\n    del d\nd()\n", 0)
+@example("def d(a=a):\n    global d\n    del d\nd()\na = d\n", 0)
 def test_whatever_a_cell_takes_and_leaves_was_foreseen(code: str, seed: int) -> None:
     """Run random cells in a namespace that watches: no name it looks up may come as a surprise."""
     try:
