@@ -178,15 +178,17 @@ def publish(
     """
     from IPython import get_ipython
 
-    publisher = get_ipython().display_pub
+    shell = get_ipython()
     transient = {"display_id": display_id} if display_id else {}
-    if parent is None or not hasattr(publisher, "session"):  # `%%capture` takes what is shown now
-        publisher.publish(data, metadata, transient=transient, update=update)
+    if parent is None:
+        shell.display_pub.publish(data, metadata, transient=transient, update=update)
         return
-    # The public way knows only the cell that runs now; a run in the background belongs to another.
+    # The public way knows only the cell that runs now, and `%%capture` in that; a run in the background
+    # belongs to another.
     content = {"data": data, "metadata": metadata, "transient": transient}
     kind = "update_display_data" if update else "display_data"
-    publisher.session.send(publisher.pub_socket, kind, content, parent=parent, ident=publisher.topic)
+    kernel = shell.kernel
+    kernel.session.send(kernel.iopub_socket, kind, content, parent=parent, ident=b"display_data")
 
 
 def parent_header() -> Any:
