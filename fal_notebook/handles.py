@@ -7,12 +7,15 @@ cannot be pickled. In cells of the same session its name means the value itself.
 from __future__ import annotations
 
 import html
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fal_agent.errors import FalServerlessError
 from fal_notebook.trips import Trip, travelling
 
-__all__ = ["Handle", "Keeper", "bytes_as_text", "keepers", "shape_as_text"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["Handle", "Keeper", "bytes_as_text", "gone_error", "keepers", "shape_as_text"]
 
 
 class Keeper(Protocol):
@@ -188,3 +191,12 @@ def bytes_as_text(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} GB"
+
+
+def gone_error(names: Iterable[str], host_name: str) -> FalServerlessError:
+    """Make the error that says that values are gone, by the names they had."""
+    listed = ", ".join(map(repr, names))
+    return FalServerlessError(
+        f"{listed} stayed on {host_name!r}, and is gone: the session was started anew, or the name "
+        "stands for something else now; run the cell that makes it again"
+    )

@@ -21,7 +21,7 @@ from fal_agent.errors import FalServerlessError
 from fal_agent.namespaces import load_named
 from fal_agent.references import open_reference, split_parts
 from fal_notebook.exchange import Request
-from fal_notebook.handles import Handle, bytes_as_text
+from fal_notebook.handles import Handle, bytes_as_text, gone_error
 from fal_notebook.hosts.base import KeepsData
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Keeper:
         (name,) = request.content["wanted"]
         reply, buffers = self.session.ask_with_data(request, f"{handle.name}.get()", limit=_AT_ONCE)
         if reply["stale"] or reply["missing"]:
-            raise self.lost(handle)
+            raise gone_error([handle.name], handle.host)
         namespace = self.session.user_names()
         if name in reply["names"]:
             start, stop = reply["names"][name]
@@ -151,7 +151,7 @@ class Keeper:
         request.content["unwatched"] = [name]
         reply, _ = target.ask_with_data(request, f"{handle.name}.to({target.host.name!r})", limit=-1)
         if reply["stale"]:
-            raise there.lost(handle)
+            raise gone_error([handle.name], handle.host)
         return target.names.take_handle(handle.name, name, reply["handles"][name], version)
 
     def delete(self, handle: Handle) -> None:
@@ -159,13 +159,6 @@ class Keeper:
         names = self.session.names.names_of(handle)
         self.session.ask_with_data(Request.make(deleted=names), f"{handle.name}.delete()")
         self.session.names.drop(names)
-
-    def lost(self, handle: Handle) -> FalServerlessError:
-        """The error that says that a value is gone."""
-        return FalServerlessError(
-            f"{handle.name!r} stayed on {handle.host!r}, and is gone: the session was started anew, or the "
-            "name stands for something else now; run the cell that makes it again"
-        )
 
     # ------------------------------------------------------------ files of a session
 
@@ -176,7 +169,7 @@ class Keeper:
         request.content.update(wanted=[], exports=[name])
         reply, _ = self.session.ask_with_data(request, f"{handle.name} to a file")
         if reply["stale"] or name not in reply["exported"]:
-            raise self.lost(handle)
+            raise gone_error([handle.name], handle.host)
         path, size, problem = reply["exported"][name]
         return path, size, problem
 
@@ -187,7 +180,7 @@ class Keeper:
             request = Request.make(reads=[path, start, min(_AT_ONCE, size - start)])
             reply, buffers = self.session.ask_with_data(request, f"{handle.name}: {start >> 20} MiB")
             if not buffers or reply["stale"]:
-                raise self.lost(handle)
+                raise gone_error([handle.name], handle.host)
             progress.tell(start)
             yield buffers[0]
         progress.end()

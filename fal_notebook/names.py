@@ -185,6 +185,7 @@ class SessionNames:
             if name in seen or name not in namespace or _SHELLS_OWN.fullmatch(name):
                 continue
             seen.add(name)
+            is_unread = name in small and name not in cell.reads
             try:
                 if self._is_own(namespace[name]):
                     self._add_handle(request, name, namespace[name])
@@ -193,10 +194,10 @@ class SessionNames:
                 trip.made.clear()
                 dumped = pack_named(namespace[name], name=name, namespace=namespace)
             except FalServerlessError:
-                if name in cell.optional or (name in small and name not in cell.reads):
+                if name in cell.optional or is_unread:
                     continue
                 raise
-            if name in small and name not in cell.reads and self._is_as_known(name, namespace, dumped):
+            if is_unread and self._is_as_known(name, namespace, dumped, digest_of(dumped.parts)):
                 continue
             dumps[name] = dumped
             if len(trip.seen) > handles:  # what handles in it stand for is the session's own, or large
@@ -205,12 +206,11 @@ class SessionNames:
             waiting += dumped.needs
         return dumps
 
-    def _is_as_known(self, name: str, namespace: dict[str, Any], dumped: Dumped) -> bool:
-        """Whether the session has the value that a name stands for here."""
+    def _is_as_known(self, name: str, namespace: dict[str, Any], dumped: Dumped, digest: str) -> bool:
+        """Whether the session has the value that a name stands for here, pickled and with its digest."""
         known, value = self._known.get(name), namespace[name]
         if known is None:
             return False
-        digest = digest_of(dumped.parts)
         if known.digest == digest and self._is_shared_as_it_was(name, value):
             return True
         if known.digest is None and self._fetched.get(digest) == known.version:
@@ -269,7 +269,7 @@ class SessionNames:
         request.inputs[name] = digest
         if name in request.unsure:
             version = _ANY
-        elif self._is_as_known(name, namespace, dumped):
+        elif self._is_as_known(name, namespace, dumped, digest):
             version = self._known[name].version
         if version is not None:
             request.content["held"][name] = version
@@ -308,18 +308,10 @@ class SessionNames:
     def _add_aliases(self, request: Request, namespace: dict[str, Any]) -> None:
         """Let other names of handles keep their values there, whatever becomes of the first names."""
         for name, value in list(namespace.items()):
-            if (
-                not isinstance(value, Handle)
-                or name in request.content["handles"]
-                or _SHELLS_OWN.fullmatch(name)
-            ):
+            if not self._is_own(value) or name in request.content["handles"] or _SHELLS_OWN.fullmatch(name):
                 continue
             place = self._place_of(value)
-            if (
-                (value.host, value.session) == (self._host, self._session)
-                and place in self._known
-                and place != name
-            ):
+            if place in self._known and place != name:
                 request.content["aliases"][name] = [place, value.version]
                 request.content["handles"].append(name)
 

@@ -27,7 +27,7 @@ from fal_notebook.rebuild import exception_from, reraise
 if TYPE_CHECKING:
     import types
 
-__all__ = ["Draw", "Items", "Run", "draw_or_ask", "follow", "load_result", "start"]
+__all__ = ["Draw", "Items", "Run", "draw_nothing", "draw_or_ask", "follow", "load_result", "start"]
 
 _WAKE_SECONDS = 0.5  # between two looks at whether the kernel was interrupted
 _ASKED = {False: "input()", True: "getpass()"}
@@ -340,7 +340,7 @@ class Items(Iterator[Any]):
             elif isinstance(event, Failure):
                 raise received.error or exception_from(event, received.data, self.run.host.name)
             else:
-                draw_or_ask(self.run, received, self._draw or _nowhere)
+                draw_or_ask(self.run, received, self._draw or draw_nothing)
                 self.run.acknowledge(received)
         raise StopIteration
 
@@ -471,5 +471,5 @@ def draw_or_ask(run: Run, received: Received, draw: Draw) -> None:
         run.reply(event, *read_line(event.text, secret=event.password))
 
 
-def _nowhere(received: Received) -> None:
-    """Draw nothing."""
+def draw_nothing(_received: Received) -> None:
+    """Show nothing of what goes on."""

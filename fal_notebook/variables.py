@@ -13,7 +13,7 @@ from fal_agent.errors import FalServerlessError
 from fal_notebook.cells import CellNames
 from fal_notebook.exchange import Request
 from fal_notebook.handles import Handle, bytes_as_text
-from fal_notebook.session import forget_session, session_on
+from fal_notebook.session import session_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -116,7 +116,7 @@ def pull(
     found = {variable.name for variable in _listed(there, namespace)}
     _check(names, found, f"session {there.name!r} on {there.host.name!r}")
     request = there.names.request_names(names, namespace)
-    came = there.ask(request, namespace, f"pull {', '.join(names)}", limit=None) or {}
+    came = there.ask(request, namespace, f"pull {', '.join(names)}", in_full=True) or {}
     stayed = [name for name in names if isinstance(came.get(name), Handle)]
     if stayed:
         raise FalServerlessError(
@@ -167,7 +167,7 @@ def reset(
         else:
             reply = there.ask_plainly(Request.make(resets=True), "reset")
             count = int(reply["dropped"])
-    forget_session(there)
+    there.begin_anew()
     return count, there.handles_in(namespace)
 
 

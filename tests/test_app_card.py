@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import sys
 import time
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -286,9 +284,9 @@ class {name}(fal.App, name="{name}"):
 
 @pytest.fixture(scope="module")
 def kernel(own_folders: Path) -> Iterator[Kernel]:
-    from support.kernel import start_kernel
+    from support.kernel import PATH, start_kernel
 
-    with start_kernel(PYTHONPATH=os.pathsep.join(filter(None, sys.path))) as kernel:
+    with start_kernel(PYTHONPATH=PATH) as kernel:
         yield kernel
         kernel.run("for info in fal.apps('local'): info.stop()")
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -148,9 +146,9 @@ def result():
 @pytest.fixture(scope="module")
 def kernel(own_folders: Path) -> Iterator[Kernel]:
     pytest.importorskip("ipykernel")
-    from support.kernel import start_kernel
+    from support.kernel import PATH, start_kernel
 
-    with start_kernel(PYTHONPATH=os.pathsep.join(filter(None, sys.path))) as kernel:
+    with start_kernel(PYTHONPATH=PATH) as kernel:
         assert kernel.run(HELPERS).status == "ok"
         yield kernel
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from support.kernel import Kernel, start_kernel
+from support.kernel import Kernel, working_kernel
 from support.wheels import make_wheel
 
 from fal_agent.installing import _Request
@@ -18,14 +16,11 @@ if TYPE_CHECKING:
 
 pytest.importorskip("ipykernel")
 
-PATH = os.pathsep.join(filter(None, sys.path))
-
 
 @pytest.fixture(scope="module")
 def kernel(own_folders: Path) -> Iterator[Kernel]:
-    with start_kernel(PYTHONPATH=PATH) as kernel:
+    with working_kernel() as kernel:
         yield kernel
-        kernel.run("%fal stop --all")
 
 
 @pytest.fixture

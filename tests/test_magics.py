@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from support.kernel import Kernel, start_kernel
+from support.kernel import PATH, Kernel, working_kernel
 from support.wheels import make_wheel
 
 from fal_notebook.magics.completion import complete_line
@@ -22,14 +22,11 @@ if TYPE_CHECKING:
 
 pytest.importorskip("ipykernel")
 
-PATH = os.pathsep.join(filter(None, sys.path))
-
 
 @pytest.fixture(scope="module")
 def kernel(own_folders: Path) -> Iterator[Kernel]:
-    with start_kernel(PYTHONPATH=PATH) as kernel:
+    with working_kernel() as kernel:
         yield kernel
-        kernel.run("%fal stop --all")
 
 
 @pytest.fixture

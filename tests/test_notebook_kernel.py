@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from support.kernel import Kernel, start_kernel
+from support.kernel import Kernel, working_kernel
 from support.waiting import is_alive
 
 if TYPE_CHECKING:
@@ -19,15 +17,12 @@ if TYPE_CHECKING:
 
 pytest.importorskip("ipykernel")
 
-PATH = os.pathsep.join(filter(None, sys.path))
-
 
 @pytest.fixture(scope="module")
 def kernel(own_folders: Path) -> Iterator[Kernel]:
-    with start_kernel(PYTHONPATH=PATH) as kernel:
+    with working_kernel() as kernel:
         kernel.run("import fal_notebook as fal")
         yield kernel
-        kernel.run("%fal stop --all")
 
 
 @pytest.fixture

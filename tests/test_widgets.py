@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from support.kernel import Kernel, start_kernel
+from support.kernel import Kernel, working_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,17 +14,14 @@ if TYPE_CHECKING:
 
 pytest.importorskip("ipykernel")
 
-PATH = os.pathsep.join(filter(None, sys.path))
-
 
 @pytest.fixture(scope="module")
 def kernel(own_folders: Path) -> Iterator[Kernel]:
-    with start_kernel(PYTHONPATH=PATH) as kernel:
+    with working_kernel() as kernel:
         needs = f"-r tqdm=={importlib.metadata.version('tqdm')}"
         first = kernel.run(f"%%fal {needs}\nimport ipywidgets as w", timeout=300)
         assert first.status == "ok", first.outputs
         yield kernel
-        kernel.run("%fal stop --all")
 
 
 def test_a_slider_changes_a_value_on_the_host_while_no_cell_runs(kernel: Kernel) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.kernel import Kernel, start_kernel
+from support.kernel import Kernel, working_kernel
 from support.waiting import until
 
 if TYPE_CHECKING:
@@ -16,15 +14,12 @@ if TYPE_CHECKING:
 
 pytest.importorskip("ipykernel")
 
-PATH = os.pathsep.join(filter(None, sys.path))
-
 
 @pytest.fixture(scope="module")
 def kernel(own_folders: Path) -> Iterator[Kernel]:
-    with start_kernel(PYTHONPATH=PATH) as kernel:
+    with working_kernel() as kernel:
         kernel.run("notebook_value = [1]")
         yield kernel
-        kernel.run("%fal stop --all")
 
 
 def complete(kernel: Kernel, code: str) -> dict[str, Any]:

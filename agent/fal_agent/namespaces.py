@@ -35,8 +35,6 @@ __all__ = [
     "set_function_state",
 ]
 
-_OUT_OF_BAND = 8 << 10  # bytes; a smaller buffer costs less inside the pickle
-
 _opening = threading.local()  # .namespace: where functions that arrive belong
 
 
@@ -65,15 +63,7 @@ def dump_named(value: Any, namespace: dict[str, Any]) -> Dumped:
     Raises:
         Exception: it cannot be pickled.
     """
-    views: list[Buffer] = []
-
-    def keep(buffer: Any) -> bool:
-        view = buffer.raw()
-        if len(view) < _OUT_OF_BAND:
-            return True
-        views.append(view)
-        return False
-
+    views, keep = pickling.out_of_band()
     file = io.BytesIO()
     pickler = pickler_in()(file, keep, namespace)
     pickler.dump(value)

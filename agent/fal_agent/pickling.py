@@ -128,6 +128,14 @@ def measure(value: Any) -> int:
 
 def dump_parts(value: Any, attributes: Optional[frozenset[str]] = None) -> list[Buffer]:
     """Pickle as `dump` does, but let errors out as they are; for those who will try something else."""
+    views, keep = out_of_band()
+    file = io.BytesIO()
+    pickler_type()(file, keep, attributes).dump(value)
+    return [file.getvalue(), *views]
+
+
+def out_of_band() -> tuple[list[Buffer], Callable[[pickle.PickleBuffer], bool]]:
+    """Give a list, and the buffer callback for a pickler that puts buffers of 8 KiB or more there."""
     views: list[Buffer] = []
 
     def keep(buffer: pickle.PickleBuffer) -> bool:
@@ -137,9 +145,7 @@ def dump_parts(value: Any, attributes: Optional[frozenset[str]] = None) -> list[
         views.append(view)
         return False
 
-    file = io.BytesIO()
-    pickler_type()(file, keep, attributes).dump(value)
-    return [file.getvalue(), *views]
+    return views, keep
 
 
 def _writable(part: Buffer) -> Buffer:

@@ -20,7 +20,6 @@ __all__ = ["CANONICALIZE", "UNKNOWN_MATCH", "reason_for_openssh"]
 UNKNOWN_MATCH = "falmatch"  # stands in an options' dictionary for a Match that was not understood
 CANONICALIZE = "falcanonicalizehostname"  # what paramiko finds instead of that option
 KLIST_SECONDS = 5.0
-SECURITY_KEY_FILES = ("id_ed25519_sk", "id_ecdsa_sk")  # of ssh's usual names
 
 # Options that say something if they are set to anything but these.
 _SETTINGS = {

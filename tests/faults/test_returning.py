@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from support.kernel import Kernel, start_kernel
+from support.kernel import PATH, Kernel, start_kernel
 from support.waiting import until
 
 import fal_notebook as fal
@@ -18,8 +16,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytest.importorskip("ipykernel")
-
-PATH = os.pathsep.join(filter(None, sys.path))
 
 
 @contextmanager

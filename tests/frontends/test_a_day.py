@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 from typing import TYPE_CHECKING
 
 import pytest
-from support.jupyterlab import find_chromium
+from support.jupyterlab import NEEDS_CHROMIUM, NEEDS_SUBSHELLS
 from support.waiting import until
 
 if TYPE_CHECKING:
@@ -16,13 +15,7 @@ if TYPE_CHECKING:
 
     from support.jupyterlab import Lab
 
-pytestmark = [
-    pytest.mark.skipif(find_chromium() is None, reason="needs Chromium: tools/setup-system"),
-    pytest.mark.skipif(
-        int(importlib.metadata.version("ipykernel").partition(".")[0]) < 7,
-        reason="an older kernel hears no button while a cell runs",
-    ),
-]
+pytestmark = [NEEDS_CHROMIUM, NEEDS_SUBSHELLS]
 
 LINES = 50_000 * int(os.environ.get("FAL_TEST_SCALE", "1"))
 FIRST = "%%fal -r matplotlib -r tqdm -r 'slow @ file://{folder}'\nimport matplotlib\nprint('built')"

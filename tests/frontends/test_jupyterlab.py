@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from typing import TYPE_CHECKING
 
-import pytest
-from support.jupyterlab import find_chromium
+from support.jupyterlab import NEEDS_CHROMIUM, NEEDS_SUBSHELLS
 
 if TYPE_CHECKING:
     from support.jupyterlab import Lab
 
-pytestmark = [
-    pytest.mark.skipif(find_chromium() is None, reason="needs Chromium: tools/setup-system"),
-    pytest.mark.skipif(
-        int(importlib.metadata.version("ipykernel").partition(".")[0]) < 7,
-        reason="an older kernel hears no button while a cell runs",
-    ),
-]
+pytestmark = [NEEDS_CHROMIUM, NEEDS_SUBSHELLS]
 
 EVIL = "<script>window.evil = 1</script><img src=x onerror='window.evil = 2'>"
 SPAWN = f'''%load_ext fal_notebook

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import nbformat
-import pytest
-from support.jupyterlab import find_chromium
+from support.jupyterlab import NEEDS_CHROMIUM
 
 if TYPE_CHECKING:
     from support.jupyterlab import Lab
 
-pytestmark = pytest.mark.skipif(find_chromium() is None, reason="needs Chromium: tools/setup-system")
+pytestmark = NEEDS_CHROMIUM
 
 SHOW = """%%fal
 import time

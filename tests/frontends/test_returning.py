@@ -6,8 +6,7 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-import pytest
-from support.jupyterlab import find_chromium
+from support.jupyterlab import NEEDS_CHROMIUM
 from support.waiting import is_alive, until
 
 if TYPE_CHECKING:
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
     from support.jupyterlab import Lab
 
-pytestmark = pytest.mark.skipif(find_chromium() is None, reason="needs Chromium: tools/setup-system")
+pytestmark = NEEDS_CHROMIUM
 
 LOAD = "%load_ext fal_notebook\nimport os\nprint('kernel', os.getpid())"
 LONG = """%%fal

@@ -11,7 +11,7 @@ import pytest
 
 from fal_agent.errors import LinkLostError
 from fal_notebook.hosts.links import open_link
-from tests.support.socket_server import count_bytes, echo, pour, socket_server
+from tests.support.socket_server import count_bytes, echo, pour
 from tests.support.sshd import SSHServer, start_sshd
 
 if TYPE_CHECKING:
@@ -48,13 +48,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SSHServer]:
 def link(server: SSHServer) -> Iterator[SSHLink]:
     with open_link("gpu-box", ssh_config=server.config_path) as opened:
         yield opened
-
-
-@pytest.fixture(scope="module")
-def sock(server: SSHServer) -> Iterator[str]:
-    server.public.chmod(0o777)
-    with socket_server(server.public / "server.sock") as path:
-        yield path
 
 
 @pytest.fixture

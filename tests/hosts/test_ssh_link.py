@@ -16,7 +16,7 @@ from fal_agent.errors import HostError, LinkLostError
 from fal_notebook.hosts.links import open_link
 from fal_notebook.hosts.remote_shell import shell_line
 from fal_notebook.hosts.ssh_stream import FIRST_WINDOW, WIDEST
-from tests.support.socket_server import count_bytes, echo, pour, read_exactly, socket_server
+from tests.support.socket_server import count_bytes, echo, pour, read_exactly
 from tests.support.sshd import SSHServer, start_sshd
 
 if TYPE_CHECKING:
@@ -46,13 +46,6 @@ def windowed(server: SSHServer) -> Iterator[SSHLink]:
     """A link whose flow control is ours."""
     with open_link("gpu-box", by="paramiko", ssh_config=server.config_path) as opened:
         yield opened
-
-
-@pytest.fixture(scope="module")
-def sock(server: SSHServer) -> Iterator[str]:
-    server.public.chmod(0o777)
-    with socket_server(server.public / "server.sock") as path:
-        yield path
 
 
 @pytest.fixture(params=["paramiko", "openssh"])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from support.kernel import start_kernel
+from support.kernel import PATH, start_kernel
 
 import fal_notebook as fal
 from fal_agent.errors import FalServerlessError
@@ -182,7 +182,7 @@ print("went on")
 
 def test_a_notebooks_cell_serves_until_the_kernel_is_interrupted() -> None:
     pytest.importorskip("ipykernel")
-    with start_kernel(PYTHONPATH=os.pathsep.join(filter(None, sys.path))) as kernel:
+    with start_kernel(PYTHONPATH=PATH) as kernel:
         cell = kernel.start(CELL)
         kernel.wait_for(cell, "interrupt to stop")
         found = re.search(r"http://127\.0\.0\.1:\d+", cell.text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import re
@@ -17,12 +18,14 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Lab", "find_chromium", "start_lab"]
+__all__ = ["NEEDS_CHROMIUM", "NEEDS_SUBSHELLS", "Lab", "find_chromium", "start_lab"]
 
 _CHROMIUM = [
     "--no-sandbox",
@@ -48,6 +51,13 @@ def find_chromium() -> str | None:
     """Give the path of Chromium, or of a browser like it; None if there is none."""
     names = ("chromium", "chromium-browser", "google-chrome")
     return next((path for path in map(shutil.which, names) if path), None)
+
+
+NEEDS_CHROMIUM = pytest.mark.skipif(find_chromium() is None, reason="needs Chromium: tools/setup-system")
+NEEDS_SUBSHELLS = pytest.mark.skipif(
+    int(importlib.metadata.version("ipykernel").partition(".")[0]) < 7,
+    reason="an older kernel hears no button while a cell runs",
+)
 
 
 class Lab:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["Cell", "Kernel", "start_kernel"]
+__all__ = ["PATH", "Cell", "Kernel", "start_kernel", "working_kernel"]
+
+PATH = os.pathsep.join(filter(None, sys.path))  # on which a kernel finds what the tests find
 
 _VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -272,3 +274,11 @@ def start_kernel(
         finally:
             client.stop_channels()
             manager.shutdown_kernel(now=True)
+
+
+@contextlib.contextmanager
+def working_kernel() -> Iterator[Kernel]:
+    """Start a kernel for the tests of a file; what it leaves on hosts is stopped in the end."""
+    with start_kernel(PYTHONPATH=PATH) as kernel:
+        yield kernel
+        kernel.run("%fal stop --all")
