@@ -85,6 +85,8 @@ class Executor:
         assert self.duplex is not None
         if request.task is not None:
             self._known_tasks[request.template] = request.task
+            if request.task.outbox:
+                look_in(blobs=Path(request.task.outbox).parents[3])  # see `fal_agent.server.blobs`
         task = self._known_tasks[request.template]
         call = CallContext(request, task, self.duplex.send, self._secrets)
         self._calls[request.run_id] = call
@@ -374,8 +376,6 @@ class Executor:
         # Before any of the user's code is opened: what it imports may look.
         self._secrets.put(task.environ if task.serve is None else task.serve.app.environ)
         _enter_folder(task.folder, task.import_path)
-        if task.outbox:
-            look_in(blobs=Path(task.outbox).parents[3])  # see `fal_agent.server.blobs`
         arguments = open_data(request.arguments, buffers, request.blobs)
         check_pydantic(task.pydantic, arguments)
         if task.kind == "cell":
