@@ -12,6 +12,7 @@ from support.waiting import until
 
 import fal_notebook as fal
 from fal_notebook import exceptions
+from fal_notebook.hosts.local import LocalHost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,8 +35,20 @@ def small_group() -> Iterator[Path]:
     group.rmdir()
 
 
-def test_a_worker_that_takes_all_memory_is_named_with_what_it_took(small_group: Path) -> None:
-    @fal.function(host="local")
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHost]:
+    """This machine with an agent of its own, whose workers hold nothing of earlier tests."""
+    monkeypatch.setenv("FAL_NOTEBOOK_HOME", str(tmp_path / "root"))
+    made = LocalHost("fresh")
+    yield made
+    made.ask("shutdown")
+    made.close()
+
+
+def test_a_worker_that_takes_all_memory_is_named_with_what_it_took(
+    small_group: Path, host: LocalHost
+) -> None:
+    @fal.function(host=host)
     def take(size: int) -> int:
         if size:
             (small_group / "cgroup.procs").write_text(str(os.getpid()))
@@ -45,5 +58,5 @@ def test_a_worker_that_takes_all_memory_is_named_with_what_it_took(small_group: 
         take(2 * LIMIT)
 
     assert take(0) == 0  # the agent was not touched
-    assert (info := fal.runs("local", limit=2)[1]).state == "lost"
+    assert (info := fal.runs(host, limit=2)[1]).state == "lost"
     assert "out of memory" in (info.error or "")
