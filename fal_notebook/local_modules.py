@@ -147,7 +147,7 @@ def is_own_file(file: str) -> bool:
 
 def files_of(names: Collection[str]) -> tuple[str, ...]:
     """Give the files of the loaded modules with these top-level names; from now on edits to them are seen."""
-    found = [(name, file) for name, file in _files() if name.partition(".")[0] in names]
+    found = _files(names)
     for name, file in found:
         _observe(sys.modules[name], file)
     return tuple(file for _, file in found)
@@ -175,12 +175,11 @@ def reload_edited(names: Collection[str] | None = None) -> bool:
     if not wanted:
         return False
     changed = []
-    for name, file in _files():
-        if name.partition(".")[0] in wanted:
-            module = sys.modules[name]
-            now = _stamp(file)
-            if now is not None and now != _observe(module, file):
-                changed.append((module, file, now))
+    for name, file in _files(wanted):
+        module = sys.modules[name]
+        now = _stamp(file)
+        if now is not None and now != _observe(module, file):
+            changed.append((module, file, now))
     for module, file, now in reversed(changed):  # what a module imports was loaded after it
         _reload(module)
         _stamps[file] = now
@@ -228,10 +227,14 @@ def _stamp(file: str) -> _Stamp | None:
     return found.st_mtime_ns, found.st_size
 
 
-def _files() -> list[tuple[str, str]]:
-    """Give the loaded modules that have a file, oldest first."""
+def _files(names: Collection[str] | None = None) -> list[tuple[str, str]]:
+    """Give the loaded modules that have a file, oldest first; of these top-level names only, unless None."""
+    if names is not None and not names:
+        return []
     found = []
-    for name, module in list(sys.modules.items()):
+    for name, module in list(sys.modules.items()):  # thousands, in a notebook that imported much
+        if names is not None and name.partition(".")[0] not in names:
+            continue
         file = _file_of(module)
         if file is not None:
             found.append((name, file))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 sys.path.insert(0, str(Path(__file__).parent))  # for `support`
 
 pytest_plugins = ["support.hosts"]
+
+TOGETHER = ("tests/frontends/",)  # one JupyterLab
+LONGEST = ("tests/test_notebooks.py", "tests/frontends/", "tests/replay/", "tests/conformance/test_apps.py")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,9 +47,23 @@ def _end_agent() -> None:
         host.close()
 
 
+class Scheduling(LoadFileScheduling):
+    """Each file goes to one process; a folder that shares what is slow to start goes as a whole."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return next((folder for folder in TOGETHER if folder in file), file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling | None:
+    """Share files between processes in this project's way."""
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest file first: no process should be left alone with it at the end."""
-    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+    """Put the longest first: no process should be left alone with them at the end."""
+    ranks = list(enumerate(LONGEST))
+    items.sort(key=lambda item: next((rank for rank, part in ranks if part in item.nodeid), len(ranks)))
 
 
 def pytest_report_header() -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 import websockets
+from support import http
 from support.peer import Peer, connect, fill, read_all
 from support.waiting import until
 from support.web_backend import PIECE, Backend
@@ -76,7 +77,7 @@ def test_requests_reach_the_app_and_answers_come_back(
 ) -> None:
     forwarder = forward(backend.dial)
 
-    with httpx.Client(base_url=forwarder.url) as client:
+    with httpx.Client(verify=False, base_url=forwarder.url) as client:
         answers = [client.get("/hello") for _ in range(20)]
         assert [answer.json() for answer in answers] == [{"hello": "you"}] * 20
         assert client.get("/nowhere").status_code == 404
@@ -108,7 +109,7 @@ def test_a_large_upload_arrives_whole(backend: Backend, forward: Callable[..., F
     url = forward(backend.dial).url
     expected = hashlib.sha256(PIECE * LARGE).hexdigest()
 
-    answer = httpx.post(f"{url}/digest", content=(PIECE for _ in range(LARGE)), timeout=60)
+    answer = http.post(f"{url}/digest", content=(PIECE for _ in range(LARGE)), timeout=60)
 
     assert answer.json() == {"sha256": expected, "size": LARGE << 20}
 
@@ -117,7 +118,7 @@ def test_a_large_download_arrives_whole(backend: Backend, forward: Callable[...,
     url = forward(backend.dial).url
     digest = hashlib.sha256()
 
-    with httpx.stream("GET", f"{url}/bytes/{LARGE}", timeout=60) as answer:
+    with http.stream("GET", f"{url}/bytes/{LARGE}", timeout=60) as answer:
         for piece in answer.iter_raw():
             digest.update(piece)
 
@@ -129,7 +130,7 @@ def test_an_answer_given_before_the_request_was_read_arrives(
 ) -> None:
     url = forward(backend.dial).url
 
-    answer = httpx.post(f"{url}/refuse", content=(PIECE for _ in range(20)), timeout=60)
+    answer = http.post(f"{url}/refuse", content=(PIECE for _ in range(20)), timeout=60)
 
     assert (answer.status_code, answer.json()) == (413, {"detail": "too large"})
 
@@ -399,7 +400,7 @@ def test_an_app_that_cannot_be_reached_is_an_answer(
     url = forward(dial).url
 
     for content in (b"", PIECE * 10):
-        answer = httpx.post(url, content=content, timeout=20)
+        answer = http.post(url, content=content, timeout=20)
         assert (answer.status_code, answer.json()) == (503, {"detail": "nothing listens there"})
         assert answer.headers["content-type"] == "application/json"
         assert answer.headers["connection"] == "close"
@@ -409,7 +410,7 @@ def test_an_error_without_words_is_named_by_its_kind(forward: Callable[..., Forw
     def dial() -> Any:
         raise TimeoutError
 
-    assert httpx.get(forward(dial).url).json() == {"detail": "TimeoutError"}
+    assert http.get(forward(dial).url).json() == {"detail": "TimeoutError"}
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -422,7 +423,7 @@ def test_a_bug_in_dialling_is_answered_and_not_hidden(
     def dial() -> Any:
         raise ZeroDivisionError("a bug")
 
-    assert httpx.get(forward(dial).url).status_code == 503
+    assert http.get(forward(dial).url).status_code == 503
     until(lambda: raised)
     assert isinstance(raised[0], ZeroDivisionError)
 
@@ -440,7 +441,7 @@ def test_a_process_without_another_thread_says_so(
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    answer = httpx.get(forwarder.url, timeout=20)
+    answer = http.get(forwarder.url, timeout=20)
 
     assert (answer.status_code, answer.json()) == (503, {"detail": "can't start new thread"})
     until(lambda: forwarder.connections == 0)
@@ -456,7 +457,7 @@ def test_a_request_waits_while_the_app_starts(backend: Backend, forward: Callabl
 
     url = forward(dial).url
     answers: list[Any] = []
-    waiting = threading.Thread(target=lambda: answers.append(httpx.get(f"{url}/hello", timeout=20).json()))
+    waiting = threading.Thread(target=lambda: answers.append(http.get(f"{url}/hello", timeout=20).json()))
     waiting.start()
     assert asked.wait(20)
     assert answers == []
@@ -499,14 +500,14 @@ def test_a_port_may_be_chosen_and_is_free_again_after_closing(
     backend: Backend, forward: Callable[..., Forwarder]
 ) -> None:
     first = forward(backend.dial)
-    assert httpx.get(f"{first.url}/hello").status_code == 200
+    assert http.get(f"{first.url}/hello").status_code == 200
     first.close()
     first.close()
 
     second = forward(backend.dial, port=first.port)
 
     assert second.port == first.port
-    assert httpx.get(f"{second.url}/hello").status_code == 200
+    assert http.get(f"{second.url}/hello").status_code == 200
 
 
 def test_a_port_in_use_is_an_error_that_names_it(backend: Backend, forward: Callable[..., Forwarder]) -> None:

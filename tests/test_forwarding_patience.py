@@ -10,8 +10,8 @@ import struct
 import threading
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
+from support import http
 from support.peer import Peer, connect, fill, read_all
 from support.waiting import until
 from support.web_backend import Backend
@@ -98,7 +98,7 @@ def test_a_thousand_idle_clients_cost_no_streams_and_no_threads(
 
         assert threading.active_count() <= threads
         assert forwarder.connections == 0
-        assert httpx.get(f"{forwarder.url}/hello", timeout=20).status_code == 200
+        assert http.get(f"{forwarder.url}/hello", timeout=20).status_code == 200
     until(lambda: forwarder.waiting == 0)
 
 
@@ -124,7 +124,7 @@ def test_more_connections_than_there_may_be_are_told_so(
         client.sendall(GET)
         peer.end()
 
-        answer = httpx.get(forwarder.url, timeout=20)
+        answer = http.get(forwarder.url, timeout=20)
 
         assert (answer.status_code, "connections" in answer.json()["detail"]) == (503, True)
 

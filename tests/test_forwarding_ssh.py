@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+from support import http
 from support.socket_server import read_exactly
 from support.sshd import SSHServer, start_sshd
 from support.waiting import until
@@ -81,8 +82,8 @@ def test_requests_reach_the_app(forwarder: Forwarder) -> None:
 
 def test_large_bodies_arrive_whole_in_both_directions(forwarder: Forwarder) -> None:
     expected = hashlib.sha256(PIECE * SIZE).hexdigest()
-    sent = httpx.post(f"{forwarder.url}/digest", content=(PIECE for _ in range(SIZE)), timeout=60).json()
-    got = httpx.get(f"{forwarder.url}/bytes/{SIZE}", timeout=60).content
+    sent = http.post(f"{forwarder.url}/digest", content=(PIECE for _ in range(SIZE)), timeout=60).json()
+    got = http.get(f"{forwarder.url}/bytes/{SIZE}", timeout=60).content
 
     assert sent == {"sha256": expected, "size": SIZE << 20}
     assert hashlib.sha256(got).hexdigest() == expected
@@ -90,7 +91,9 @@ def test_large_bodies_arrive_whole_in_both_directions(forwarder: Forwarder) -> N
 
 def test_a_client_that_reads_in_fits_and_starts_gets_everything_in_order(forwarder: Forwarder) -> None:
     """Its socket is full at times and has room at others: the bytes come by two ways, which must not mix."""
-    small = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 128 << 10)])
+    small = httpx.HTTPTransport(
+        verify=False, socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 128 << 10)]
+    )
     digest = hashlib.sha256()
     with (
         httpx.Client(transport=small, timeout=60) as client,
@@ -120,7 +123,10 @@ class Repeating:
 def test_a_503_is_asked_again_and_not_seen(link: SSHLink, backend: Backend) -> None:
     """Though the thread that reads the connection passes answers on by itself."""
     target = Repeating(lambda: link.dial(backend.path))
-    with Forwarder(target, name="the app") as forwarder, httpx.Client(base_url=forwarder.url) as client:
+    with (
+        Forwarder(target, name="the app") as forwarder,
+        httpx.Client(verify=False, base_url=forwarder.url) as client,
+    ):
         assert client.get("/hello").status_code == 200
         backend.refusals = 2
 
@@ -141,7 +147,7 @@ def test_a_client_that_goes_away_is_noticed_by_the_app(forwarder: Forwarder, bac
 
 def test_an_app_that_is_not_there_is_an_answer(link: SSHLink) -> None:
     with Forwarder(lambda: link.dial("/nowhere/app.sock"), name="the app") as forwarder:
-        answer = httpx.get(forwarder.url, timeout=20)
+        answer = http.get(forwarder.url, timeout=20)
 
     assert answer.status_code == 503
     assert answer.json()["detail"]
@@ -158,5 +164,5 @@ def test_a_link_that_breaks_breaks_the_answer_and_is_told_to_the_next_request(
 
         with pytest.raises(ConnectionResetError):
             read_exactly(client, 1 << 30)
-    answer = httpx.get(forwarder.url, timeout=20)
+    answer = http.get(forwarder.url, timeout=20)
     assert (answer.status_code, "Connect again" in answer.json()["detail"]) == (503, True)

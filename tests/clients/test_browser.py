@@ -7,8 +7,8 @@ import http.server
 import threading
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
+from support import http
 from support.browser import Browser, PageError
 from support.client_app import PAGE
 
@@ -84,7 +84,7 @@ def websocket(app: Any) -> str:
 
 def marks(app: Any) -> list[str]:
     """Who came in so far."""
-    answer: list[str] = httpx.post(f"{app.url}/marks").json()
+    answer: list[str] = http.post(f"{app.url}/marks").json()
     return answer
 
 
@@ -128,7 +128,7 @@ def test_a_page_from_elsewhere_cannot_reach_it(
     app: Any, browser: Browser, site: Callable[[str], str]
 ) -> None:
     """Not even blindly, by what browsers send without asking first."""
-    picture = httpx.post(f"{app.url}/picture").json()["url"]
+    picture = http.post(f"{app.url}/picture").json()["url"]
     tab = browser.open(site(FOREIGN))
     before = marks(app)
 

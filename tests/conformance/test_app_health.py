@@ -6,8 +6,8 @@ import itertools
 import os
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
+from support import http
 from support.spawning import SECONDS, spawning
 from support.waiting import until
 
@@ -15,6 +15,8 @@ import fal_notebook as fal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    import httpx
 
 numbers = itertools.count(1)
 HEADER = {"x-fal-runner-health-check": "1"}
@@ -61,7 +63,7 @@ def checked(policy: fal.HealthCheck | None, **settings: Any) -> Any:
 
 
 def post(info: Any, path: str, **options: Any) -> httpx.Response:
-    return httpx.post(f"{info.url}{path}", timeout=SECONDS, **options)
+    return http.post(f"{info.url}{path}", timeout=SECONDS, **options)
 
 
 def is_replaced(info: Any, pid: int) -> bool:

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
+from support import http
 from support.spawning import SECONDS, spawning
 from support.stranger import POST, as_stranger
 from support.waiting import is_alive, until
@@ -19,6 +19,8 @@ from fal_notebook import exceptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    import httpx
 
 numbers = itertools.count(1)
 
@@ -36,7 +38,7 @@ def fresh() -> str:
 
 
 def post(info: Any, path: str = "/", **options: Any) -> httpx.Response:
-    return httpx.post(f"{info.url}{path}", timeout=SECONDS, **options)
+    return http.post(f"{info.url}{path}", timeout=SECONDS, **options)
 
 
 def said(info: Any) -> list[str]:

@@ -9,8 +9,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
+from support import http
 from support.spawning import SECONDS, spawning
 from support.waiting import until
 
@@ -49,7 +49,7 @@ def sleeper(**settings: Any) -> Any:
 
 
 def sleep(info: Any, seconds: float) -> int:
-    answer = httpx.post(info.url, json={"seconds": seconds}, headers=info.headers, timeout=SECONDS)
+    answer = http.post(info.url, json={"seconds": seconds}, headers=info.headers, timeout=SECONDS)
     assert answer.status_code == 200, answer.text
     pid: int = answer.json()
     return pid
@@ -131,4 +131,4 @@ def test_a_private_app_with_a_gateway_wants_the_key(spawn: Any, monkeypatch: pyt
     info = spawn(max_concurrency=2, app_auth="private")
 
     assert sleep(info, 0)
-    assert httpx.post(info.url, json={"seconds": 0}).status_code == 401
+    assert http.post(info.url, json={"seconds": 0}).status_code == 401

@@ -9,8 +9,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
+from support import http
 from support.spawning import SECONDS, spawning
 from support.waiting import until
 
@@ -20,6 +20,8 @@ from fal_notebook import exceptions
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    import httpx
 
 numbers = itertools.count(1)
 
@@ -83,7 +85,7 @@ def make(**settings: Any) -> Any:
 def post(info: Any, path: str = "/", **options: Any) -> httpx.Response:
     """One request."""
     headers = {**info.headers, **options.pop("headers", {})}
-    return httpx.post(f"{info.url}{path}", headers=headers, timeout=SECONDS, **options)
+    return http.post(f"{info.url}{path}", headers=headers, timeout=SECONDS, **options)
 
 
 def where(info: Any) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def test_an_app_answers_at_a_local_url(spawn: Callable[..., Any]) -> None:
     assert info.url.startswith("http://127.0.0.1:")
     assert post(info, json={"name": "world", "times": 2}).json() == {"text": "hello world world"}
     assert post(info, params={"name": "query"}).json() == {"text": "hello query"}
-    assert httpx.get(f"{info.url}/health").json() == {"version": "unknown"}
+    assert http.get(f"{info.url}/health").json() == {"version": "unknown"}
     assert post(info, json={"times": "x"}).status_code == 422
     assert where(info)["pid"] != os.getpid()
     assert info.state == "ready"
@@ -139,7 +141,7 @@ def test_stopping_tears_down_and_leaves_nothing(agent_host: Any, spawn: Callable
     assert info.state == "stopped"
     assert "tearing down" in [entry.message.strip() for entry in logs(info)]
     assert info.name not in [app["name"] for app in agent_host.ask("apps")]
-    answer = httpx.post(info.url, timeout=SECONDS)
+    answer = http.post(info.url, timeout=SECONDS)
     assert answer.status_code == 503
     assert "spawn it again" in answer.json()["detail"] or "no app" in answer.json()["detail"]
 
@@ -299,9 +301,9 @@ def test_a_private_app_wants_the_key(spawn: Callable[..., Any], monkeypatch: pyt
     info = spawn(make(app_auth="private"))
 
     assert post(info, json={"name": "x"}).status_code == 200
-    assert httpx.post(info.url, json={"name": "x"}).status_code == 401
+    assert http.post(info.url, json={"name": "x"}).status_code == 401
     wrong = {"Authorization": "Key me:wrong"}
-    assert httpx.post(info.url, json={"name": "x"}, headers=wrong).status_code == 401
+    assert http.post(info.url, json={"name": "x"}, headers=wrong).status_code == 401
 
 
 def test_a_new_version_in_the_same_process_brings_its_own_rules(
@@ -313,7 +315,7 @@ def test_a_new_version_in_the_same_process_brings_its_own_rules(
     before = where(first)
     second = spawn(make(name=name, app_auth="private", request_timeout=0.5))
 
-    assert httpx.post(second.url, json={"name": "x"}).status_code == 401
+    assert http.post(second.url, json={"name": "x"}).status_code == 401
     assert where(second)["pid"] == before["pid"]
     assert post(second, "/sleep", json={"seconds": 30}).status_code == 504
 
@@ -321,8 +323,8 @@ def test_a_new_version_in_the_same_process_brings_its_own_rules(
 def test_a_shared_app_wants_the_token_of_its_link(spawn: Callable[..., Any]) -> None:
     info = spawn(make(app_auth="shared"))
 
-    assert httpx.post(info.url, json={"name": "x"}).status_code == 401
-    assert httpx.get(info.link).status_code == 200
+    assert http.post(info.url, json={"name": "x"}).status_code == 401
+    assert http.get(info.link).status_code == 200
     assert post(info, json={"name": "x"}).status_code == 200
 
 
@@ -354,7 +356,7 @@ def test_an_image_that_an_app_made_is_served_with_it(spawn: Callable[..., Any]) 
     info = spawn(TextToImage)
     answer = post(info, json={"prompt": "hello"})
 
-    picture = httpx.get(answer.json()["url"])
+    picture = http.get(answer.json()["url"])
     assert picture.status_code == 200
     assert picture.headers["content-type"] == "image/png"
     assert picture.content[:4] == b"\x89PNG"
@@ -425,5 +427,5 @@ class Texts(fal.App, name=NAME):
     answer = post(info, json={"prompt": "hi"})
     assert (answer.json(), answer.headers["x-method"]) == ({"text": "hi"}, "POST")
     assert cells["Texts"].generate.__annotations__["input"] == "Input"  # a model that is edited counts
-    document = httpx.get(f"{info.url}/openapi.json").json()
+    document = http.get(f"{info.url}/openapi.json").json()
     assert "Input" in document["components"]["schemas"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import msgpack
 import pytest
+from support import http
 from support.apps import Served
 from support.hosts import AGENT_HOSTS, host_named
 from support.ported_app import Ported
@@ -18,6 +18,8 @@ import fal_notebook as fal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import httpx
 
 
 @contextmanager
@@ -39,7 +41,7 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def post(url: str, **options: Any) -> httpx.Response:
-    return httpx.post(url, timeout=SECONDS, **options)
+    return http.post(url, timeout=SECONDS, **options)
 
 
 def test_models_dependencies_and_headers(url: str) -> None:
@@ -87,7 +89,7 @@ def test_streams_files_and_work_after_the_answer(url: str) -> None:
 
 
 def test_its_document(url: str) -> None:
-    document = httpx.get(f"{url}/openapi.json", timeout=SECONDS).json()
+    document = http.get(f"{url}/openapi.json", timeout=SECONDS).json()
 
     assert document["info"]["title"] == "ported"
     schema = document["components"]["schemas"]["Input"]

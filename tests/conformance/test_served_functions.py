@@ -10,8 +10,8 @@ import threading
 import types
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
+from support import http
 from support.hosts import host_named
 from support.spawning import SECONDS
 from support.waiting import until
@@ -21,6 +21,8 @@ from fal_notebook import exceptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import httpx
 
 numbers = itertools.count(1)
 
@@ -34,7 +36,7 @@ def renamed(function: Any) -> Any:
 
 
 def post(info: Any, path: str = "/", **options: Any) -> httpx.Response:
-    return httpx.post(f"{info.url}{path}", timeout=SECONDS, **options)
+    return http.post(f"{info.url}{path}", timeout=SECONDS, **options)
 
 
 def free_port() -> int:
@@ -100,8 +102,8 @@ def test_a_served_function_is_called_by_post(agent_host: Any, spawned: list[Any]
     assert post(info, json={"name": "you", "times": 2}).json() == {"text": "hello you you"}
     assert post(info, params={"name": "query"}).json() == {"text": "hello query"}
     assert post(info, json={"times": "x"}).status_code == 422
-    assert httpx.get(info.url, timeout=SECONDS).status_code == 405
-    document = httpx.get(f"{info.url}/openapi.json", timeout=SECONDS).json()
+    assert http.get(info.url, timeout=SECONDS).status_code == 405
+    document = http.get(f"{info.url}/openapi.json", timeout=SECONDS).json()
     assert list(document["paths"]) == ["/", "/health"]
     assert document["info"]["title"] == function.app_name == info.application
     assert fal.apps.run(info.application, {"name": "client"}) == {"text": "hello client"}
@@ -134,7 +136,7 @@ def test_a_setup_function_fills_the_first_parameter(here: Any, spawned: list[Any
     first = post(spawned[0], json={"x": 1}).json()
     assert first == {"pid": first["pid"], "x": 1}
     assert first["pid"] != os.getpid()
-    parameters = httpx.get(f"{spawned[0].url}/openapi.json").json()["paths"]["/"]["post"]["parameters"]
+    parameters = http.get(f"{spawned[0].url}/openapi.json").json()["paths"]["/"]["post"]["parameters"]
     assert [parameter["name"] for parameter in parameters] == ["x"]
 
     def newer(model: dict[str, Any], y: int) -> dict[str, Any]:
@@ -168,12 +170,12 @@ def test_a_function_that_opens_a_port_is_reached_at_a_local_url(agent_host: Any,
 
     here = info.url.partition("//")[2]
     assert here != f"127.0.0.1:{port}"
-    assert httpx.get(f"{info.url}/some/path?q=1").text == f"served /some/path?q=1 {here}"
+    assert http.get(f"{info.url}/some/path?q=1").text == f"served /some/path?q=1 {here}"
     assert post(info, "/x", content=b"y" * 3_000_000).text == f"served /x {here}"
-    assert httpx.get(f"{info.url}/x", headers={"Origin": "http://elsewhere.example"}).status_code == 403
+    assert http.get(f"{info.url}/x", headers={"Origin": "http://elsewhere.example"}).status_code == 403
     assert info.link == info.url  # there need not be a documentation
 
-    assert httpx.get(f"{info.url}/end").status_code == 200
+    assert http.get(f"{info.url}/end").status_code == 200
     assert info.return_value == info.future.result(SECONDS) == "ended served"
     assert until(lambda: info.state == "stopped")
 
@@ -185,21 +187,21 @@ def test_whoever_comes_next_gets_the_port(here: Any, spawned: list[Any]) -> None
     decorate = fal.function(host=here, exposed_port=port, keep_alive=30, health_check_config=check)
     function = decorate(renamed(page))
     spawned.append(function.spawn(port, text="first"))
-    assert httpx.get(f"{spawned[0].url}/", timeout=SECONDS).text.startswith("first /")
+    assert http.get(f"{spawned[0].url}/", timeout=SECONDS).text.startswith("first /")
 
     info = function.spawn(port, text="second")
     spawned.append(info)
 
     assert spawned[0].future.result(SECONDS) is None
-    assert httpx.get(f"{info.url}/", timeout=SECONDS).text.startswith("second /")
+    assert http.get(f"{info.url}/", timeout=SECONDS).text.startswith("second /")
 
-    pid = httpx.get(f"{info.url}/pid", timeout=SECONDS).text
-    assert httpx.get(f"{info.url}/sick", timeout=SECONDS).status_code == 503  # which is its own matter
-    assert httpx.get(f"{info.url}/pid", headers={"x-fal-runner-health-check": "1"}).text == pid
+    pid = http.get(f"{info.url}/pid", timeout=SECONDS).text
+    assert http.get(f"{info.url}/sick", timeout=SECONDS).status_code == 503  # which is its own matter
+    assert http.get(f"{info.url}/pid", headers={"x-fal-runner-health-check": "1"}).text == pid
     text = ""
     while "replacing a runner: a health check failed: status 503" not in text:
         text += info.logs.get(timeout=SECONDS).message
-    assert httpx.get(f"{info.url}/pid", timeout=SECONDS).text != pid
+    assert http.get(f"{info.url}/pid", timeout=SECONDS).text != pid
 
 
 def test_a_port_in_use_is_told_before_the_function_runs(here: Any) -> None:
@@ -248,7 +250,7 @@ def test_a_call_serves_until_it_is_interrupted(
 
     def end() -> None:
         url = next(app.url for app in iter_apps(here, function.app_name))
-        httpx.get(f"{url}/end", timeout=SECONDS)
+        http.get(f"{url}/end", timeout=SECONDS)
         urls.put(url)
 
     threading.Thread(target=end).start()

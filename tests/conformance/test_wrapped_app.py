@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 
-import httpx
+from support import http
 
 SCRIPT = """
 import fal_notebook as fal
@@ -46,7 +46,7 @@ def test_it_serves_until_it_is_interrupted() -> None:
         lines = iter(script.stdout.readline, "")
         url = next(found[0] for line in lines if (found := re.search(r"http://[0-9.:]+", line)))
 
-        assert httpx.post(url, json={"name": "you"}, timeout=60).json() == "hello you"
+        assert http.post(url, json={"name": "you"}, timeout=60).json() == "hello you"
 
         script.send_signal(signal.SIGINT)
         rest, errors = script.communicate(timeout=60)

@@ -7,8 +7,8 @@ import signal
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
+from support import http
 from support.waiting import is_alive, until
 
 import fal_notebook as fal
@@ -17,6 +17,8 @@ from fal_notebook import exceptions
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    import httpx
 
     from tests.faults.conftest import Bed
 
@@ -54,7 +56,7 @@ def test_an_app_goes_on_without_its_notebook_and_is_stopped_from_another(
 ) -> None:
     kernel = bed.kernel(NOTEBOOK.format(settings='name="where"'))
     url = kernel.says("ready")
-    pid = httpx.post(url, timeout=30).json()
+    pid = http.post(url, timeout=30).json()
     kernel.kill()
 
     host = bed.host()
@@ -62,7 +64,7 @@ def test_an_app_goes_on_without_its_notebook_and_is_stopped_from_another(
     (info,) = fal.apps.listed(host)
     assert not info.attended
     monkeypatch.setattr("fal_notebook.apps.get_host", lambda _name: host)
-    assert httpx.post(info.url, timeout=30).json() == pid
+    assert http.post(info.url, timeout=30).json() == pid
     info.stop()
     until(lambda: not is_alive(pid))
     until(lambda: apps(host) == {})
@@ -81,9 +83,9 @@ def test_an_app_with_a_gateway_goes_on_as_configured_without_its_notebook(
     monkeypatch.setattr("fal_notebook.apps.get_host", lambda _name: host)
     until(lambda: [app["runners"] for app in host.ask("apps")] == [2])
     (info,) = fal.apps.listed(host)
-    pids = {httpx.post(info.url, timeout=30).json() for _ in range(10)}
+    pids = {http.post(info.url, timeout=30).json() for _ in range(10)}
     os.kill(min(pids), signal.SIGKILL)
-    assert {httpx.post(info.url, timeout=30).status_code for _ in range(10)} == {200}
+    assert {http.post(info.url, timeout=30).status_code for _ in range(10)} == {200}
     until(lambda: [app["runners"] for app in host.ask("apps")] == [2])
 
     info.stop()
@@ -98,20 +100,20 @@ def test_an_agent_that_is_killed_takes_its_runners_with_it(
     host = bed.host()
     info = Pid.spawn(host=host)
     info.wait()
-    pid, agent = httpx.post(info.url, timeout=30).json(), host.ask("status")["agent"]["pid"]
+    pid, agent = http.post(info.url, timeout=30).json(), host.ask("status")["agent"]["pid"]
     os.kill(agent, signal.SIGKILL)
 
     with pytest.raises(exceptions.WorkerLostError):
         info.future.result(timeout=20)
     assert info.state == "failed"
     until(lambda: not is_alive(pid))
-    answer = httpx.post(info.url, timeout=30)
+    answer = http.post(info.url, timeout=30)
     assert answer.status_code == 503
     assert "pid" in answer.json()["detail"]
     with Pid.spawn(host=host) as again:
         again.wait()
         assert again.url == info.url
-        assert httpx.post(info.url, timeout=30).json() != pid
+        assert http.post(info.url, timeout=30).json() != pid
     nothing_is_left()
 
 
@@ -133,7 +135,7 @@ def waiting_app(folder: Path, **settings: Any) -> type[fal.App]:
 
 
 def ask(info: Any, *, wait: bool = False) -> httpx.Response:
-    return httpx.post(info.url, json={"wait": wait}, timeout=30)
+    return http.post(info.url, json={"wait": wait}, timeout=30)
 
 
 def test_a_request_whose_runner_is_killed_is_answered_by_the_next_one(bed: Bed, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A JupyterLab for the tests of a file: starting it takes longer than most of them."""
+"""A JupyterLab for all tests of front ends, and a page of it for each: starting it takes longer than most."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from support.jupyterlab import Lab, start_lab
+from support.jupyterlab import Lab, Labs, start_labs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 
-@pytest.fixture(scope="module")  # playwright keeps an event loop running in this thread
-def lab(own_folders: Path) -> Iterator[Lab]:
-    with start_lab(PYTHONPATH=os.pathsep.join(filter(None, sys.path))) as lab:
+@pytest.fixture(scope="package")  # playwright keeps an event loop running in this thread
+def labs(own_folders: Path) -> Iterator[Labs]:
+    with start_labs(PYTHONPATH=os.pathsep.join(filter(None, sys.path))) as labs:
+        yield labs
+
+
+@pytest.fixture
+def lab(labs: Labs) -> Iterator[Lab]:
+    with labs.open() as lab:
         yield lab

@@ -9,8 +9,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
+from support import http
 from support.sshd import connection_processes
 from support.waiting import is_alive, until
 
@@ -20,6 +20,7 @@ from fal_notebook.hosts.ssh import SSHHost
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import httpx
     from support.sshd import SSHServer
 
 SEVERAL = {"min_concurrency": 2, "max_concurrency": 2, "max_multiplexing": 20}
@@ -36,7 +37,7 @@ def workers(host: Any) -> list[int]:
 
 
 def ask(info: Any, seconds: float = 0.0) -> httpx.Response:
-    return httpx.post(info.url, json={"seconds": seconds}, timeout=SECONDS, verify=False)
+    return http.post(info.url, json={"seconds": seconds}, timeout=SECONDS)
 
 
 @pytest.mark.parametrize("shape", [SEVERAL, {}], ids=["gateway", "single"])
@@ -72,7 +73,7 @@ def test_a_stopped_app_says_so_and_is_at_the_same_port_when_it_is_spawned_again(
         first.wait(startup_timeout=SECONDS)
         url = first.url
         assert ask(first).status_code == 200
-    answer = httpx.post(url, json={}, timeout=SECONDS, verify=False)
+    answer = http.post(url, json={}, timeout=SECONDS)
     assert (answer.status_code, first.name in answer.json()["detail"]) == (503, True)
     until(lambda: not listens(int(url.rpartition(":")[2])))
 

@@ -11,8 +11,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
+from support import http
 from support.memory import Watch
 from support.waiting import until
 
@@ -70,7 +70,7 @@ def raw(info: Any) -> socket.socket:
 
 
 def ask(info: Any) -> int:
-    answer = httpx.post(info.url, json={}, timeout=SECONDS, verify=False)
+    answer = http.post(info.url, json={}, timeout=SECONDS)
     assert answer.status_code == 200, answer.text
     pid: int = answer.json()
     return pid
@@ -81,13 +81,9 @@ def test_large_bodies_stream_in_both_directions(info: Any) -> None:
     expected = hashlib.sha256(piece * LARGE).hexdigest()
 
     with bounded(info):
-        sent = httpx.post(
-            f"{info.url}/digest", content=(piece for _ in range(LARGE)), timeout=SECONDS, verify=False
-        )
+        sent = http.post(f"{info.url}/digest", content=(piece for _ in range(LARGE)), timeout=SECONDS)
         size = 0
-        with httpx.stream(
-            "POST", f"{info.url}/pour", params={"mib": LARGE}, timeout=SECONDS, verify=False
-        ) as answer:
+        with http.stream("POST", f"{info.url}/pour", params={"mib": LARGE}, timeout=SECONDS) as answer:
             for part in answer.iter_raw():
                 size += len(part)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 import websockets
+from support import http
 from support.waiting import until
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def test_no_request_is_lost(info: Any, shape: dict[str, Any]) -> None:
 
     assert Counter(answer.status_code for answer in answers) == {200: CLIENTS * REQUESTS}
     until(lambda: ready_runners(info) == shape.get("min_concurrency", 1))
-    assert httpx.post(info.url, json={}, timeout=SECONDS, verify=False).json() != killed
+    assert http.post(info.url, json={}, timeout=SECONDS).json() != killed
 
 
 @shapes

@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
+from support import http
 from support.stranger import POST, as_stranger
 
 import fal_notebook as fal
@@ -184,7 +184,7 @@ def test_a_port_of_this_machine_is_for_the_account_that_opened_it(own_user_only:
     door = Door(own_user_only=own_user_only)
     with Forwarder(door, name="door") as forwarder:
         said = as_stranger(POST, forwarder.url)
-        own = httpx.post(forwarder.url, timeout=30)
+        own = http.post(forwarder.url, timeout=30)
 
     assert said.startswith(answer)
     assert ("app_auth" in said) == own_user_only
@@ -196,7 +196,7 @@ def test_a_stranger_that_does_not_wait_for_the_answer_is_refused_too() -> None:
     door = Door(own_user_only=True)
     with Forwarder(door, name="door") as forwarder:
         as_stranger(FIRE_AND_FORGET, forwarder.port)
-        httpx.post(forwarder.url, timeout=30)
+        http.post(forwarder.url, timeout=30)
         while forwarder.connections or forwarder.waiting:
             time.sleep(0.02)
 

@@ -12,8 +12,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
+from support import http
 from support.kernel import PATH, start_kernel
 
 import fal_notebook as fal
@@ -73,7 +73,7 @@ def test_an_interrupt_ends_serving_and_the_script_goes_on(script: Any, call: str
     """A notebook's cell runs while the loop of its thread is running: the second form."""
     process = script(call)
     url = url_of(process)
-    assert httpx.post(url, json={"name": "you"}, timeout=30).json() == "hello you"
+    assert http.post(url, json={"name": "you"}, timeout=30).json() == "hello you"
 
     process.send_signal(signal.SIGINT)
 
@@ -187,7 +187,7 @@ def test_a_notebooks_cell_serves_until_the_kernel_is_interrupted() -> None:
         kernel.wait_for(cell, "interrupt to stop")
         found = re.search(r"http://127\.0\.0\.1:\d+", cell.text)
         assert found is not None
-        assert httpx.post(found[0], json={"name": "you"}, timeout=30).json() == "hello you"
+        assert http.post(found[0], json={"name": "you"}, timeout=30).json() == "hello you"
 
         kernel.interrupt()
 

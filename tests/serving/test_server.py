@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from support import http
 
 import fal_notebook as fal
 from fal_agent.errors import FalServerlessError
@@ -80,7 +81,7 @@ class Child:
         return self.process.stdout.readline().strip()
 
     def client(self) -> httpx.Client:
-        transport = httpx.HTTPTransport(uds=str(self.path))
+        transport = httpx.HTTPTransport(verify=False, uds=str(self.path))
         return httpx.Client(transport=transport, base_url="http://app", timeout=60)
 
     def end(self) -> tuple[int, list[str], str]:
@@ -287,7 +288,7 @@ def test_as_many_handlers_run_at_once_as_the_app_allows(serve: Serve) -> None:
     statuses: list[int] = []
 
     def ask() -> None:
-        statuses.append(httpx.post(served.url, timeout=60).status_code)
+        statuses.append(http.post(served.url, timeout=60).status_code)
 
     threads = [threading.Thread(target=ask) for _ in range(Many.max_multiplexing)]
     for thread in threads:
@@ -317,7 +318,7 @@ def test_requests_that_outlast_the_drain_are_cancelled(serve: Serve) -> None:
 
     def ask() -> None:
         try:
-            httpx.post(served.url, timeout=60)
+            http.post(served.url, timeout=60)
         except httpx.HTTPError as error:
             failures.append(error)
 
@@ -386,7 +387,7 @@ def test_metrics_count_requests_by_path_and_status(serve: Serve) -> None:
     for number in range(3):
         served.client.post(f"/nowhere/{number}")
 
-    told = httpx.get(metrics)
+    told = http.get(metrics)
     assert told.headers["content-type"].startswith("text/plain")
     assert 'fal_requests_total{path="/",status="200"} 2' in told.text
     assert 'fal_requests_total{path="unknown",status="404"} 3' in told.text

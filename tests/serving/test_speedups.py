@@ -7,9 +7,9 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 from fastapi.responses import StreamingResponse
+from support import http
 
 import fal_notebook as fal
 from fal_agent.serving import speedups
@@ -122,7 +122,7 @@ def test_nothing_is_held_back_at_the_end(end: str) -> None:
 def test_a_stream_shows_its_head_before_its_first_piece(serve: Serve) -> None:
     served = serve(Said, drain_seconds=1)
 
-    with httpx.stream("POST", f"{served.url}/waits", timeout=20) as answer:
+    with http.stream("POST", f"{served.url}/waits", timeout=20) as answer:
         assert answer.status_code == 200
 
 

@@ -25,7 +25,7 @@ from support.waiting import until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["NEEDS_CHROMIUM", "NEEDS_SUBSHELLS", "Lab", "find_chromium", "start_lab"]
+__all__ = ["NEEDS_CHROMIUM", "NEEDS_SUBSHELLS", "Lab", "Labs", "find_chromium", "start_labs"]
 
 _CHROMIUM = [
     "--no-sandbox",
@@ -160,15 +160,37 @@ class Lab:
         return json.loads(text) if text else None
 
 
+class Labs:
+    """A JupyterLab on loopback and a browser, in which pages are opened."""
+
+    def __init__(self, url: str, token: str, folder: Path, browser: Any) -> None:
+        self._url, self._token, self._folder, self._browser = url, token, folder, browser
+
+    @contextlib.contextmanager
+    def open(self, *, width: int = 1200, height: int = 900) -> Iterator[Lab]:
+        """Open a page of `width` by `height` pixels; in the end no kernel runs.
+
+        Yields:
+            The page, and nothing in it yet.
+        """
+        for workspace in self._folder.parent.glob(
+            "workspaces/*"
+        ):  # of earlier pages, of other applications too
+            workspace.unlink()
+        page = self._browser.new_page(viewport={"width": width, "height": height})
+        lab = Lab(self._url, self._token, self._folder, page)
+        try:
+            yield lab
+        finally:
+            page.close()
+            lab.shut_down_kernels()
+
+
 @contextlib.contextmanager
-def start_lab(
-    *, width: int = 1200, height: int = 900, dark: bool = False, **environment: str
-) -> Iterator[Lab]:
-    """Start JupyterLab on loopback and open a browser for it.
+def start_labs(*, dark: bool = False, **environment: str) -> Iterator[Labs]:
+    """Start JupyterLab and a browser.
 
     Args:
-        width: of the page, in pixels.
-        height: likewise.
         dark: with JupyterLab's dark theme.
         environment: variables of its kernels besides those of this process.
     """
@@ -182,8 +204,7 @@ def start_lab(
         sync_playwright() as playwright,
         playwright.chromium.launch(executable_path=chromium, args=_CHROMIUM) as browser,
     ):
-        page = browser.new_page(viewport={"width": width, "height": height})
-        yield Lab(url, token, folder, page)
+        yield Labs(url, token, folder, browser)
 
 
 @contextlib.contextmanager
@@ -211,7 +232,7 @@ def _server(place: Path, *, dark: bool, environment: dict[str, str]) -> Iterator
         yield url, token, folder
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+        process.wait(SECONDS)
 
 
 def _folders(place: Path) -> dict[str, str]:
