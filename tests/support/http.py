@@ -1,0 +1,14 @@
+"""Requests to apps on this machine: `httpx`, but without reading certificates for each request."""
+
+from __future__ import annotations
+
+import functools
+
+import httpx
+
+__all__ = ["get", "post", "request", "stream"]
+
+get = functools.partial(httpx.get, verify=False)
+post = functools.partial(httpx.post, verify=False)
+request = functools.partial(httpx.request, verify=False)
+stream = functools.partial(httpx.stream, verify=False)
