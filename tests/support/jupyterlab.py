@@ -44,6 +44,8 @@ _KERNEL_IS_IDLE = """() => {
   const kernel = session && session.kernel;
   return kernel && kernel.connectionStatus == 'connected' && kernel.status == 'idle';
 }"""
+# Notebook 7 and JupyterLab share settings and workspaces, and each finds there what only the other has.
+_NOT_OURS = ("reading 'schema'", "Command 'filebrowser:open-path' not registered")
 SECONDS = 60.0
 
 
@@ -77,9 +79,7 @@ class Lab:
         page.set_default_timeout(SECONDS * 1000)
 
     def _note(self, problem: str) -> None:
-        if (
-            "reading 'schema'" not in problem
-        ):  # a setting of Notebook 7, whose extensions JupyterLab loads too
+        if not any(words in problem for words in _NOT_OURS):
             self.problems.append(problem)
 
     def write(self, name: str, cells: list[str]) -> Path:
@@ -173,10 +173,6 @@ class Labs:
         Yields:
             The page, and nothing in it yet.
         """
-        for workspace in self._folder.parent.glob(
-            "workspaces/*"
-        ):  # of earlier pages, of other applications too
-            workspace.unlink()
         page = self._browser.new_page(viewport={"width": width, "height": height})
         lab = Lab(self._url, self._token, self._folder, page)
         try:
