@@ -18,6 +18,8 @@ WHEEL := build/wheel.stamp
 
 unexport PYTHONPATH
 unexport VIRTUAL_ENV
+# Where nothing compiled is kept, each of the hundreds of processes of a test run compiles all it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help: ## Say what each target does
