@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 
 from fal_agent.server.process import worker_variables
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def variables_under(monkeypatch: pytest.MonkeyPatch, folder: Path, **outside: str) -> dict[str, str]:

@@ -34,9 +34,14 @@ _log = logging.getLogger(__name__)
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes in which peaks of memory are given
 _OOM_SCORE = 500  # of 1000: where memory runs out a worker is to die, not the agent that would tell of it
 _LAST_WORDS = 0.5  # seconds that a dead worker's connection may still bring messages
-_DROPPED = ("VIRTUAL_ENV", "PYTHONHOME", "PYTHONSTARTUP", "CONDA_PREFIX", "__PYVENV_LAUNCHER__") + (
-    # Environments are the agent's own, and uv leaves them uncompiled: each worker would compile all it imports.
+_DROPPED = (
+    "CONDA_PREFIX",
+    # Environments are the agent's own and uv leaves them uncompiled: each worker would compile what it imports.
     "PYTHONDONTWRITEBYTECODE",
+    "PYTHONHOME",
+    "PYTHONSTARTUP",
+    "VIRTUAL_ENV",
+    "__PYVENV_LAUNCHER__",
 )
 
 
