@@ -6,10 +6,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-
+from typing import TYPE_CHECKING
 
 from fal_agent.server.process import worker_variables
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pytest

@@ -36,7 +36,7 @@ _OOM_SCORE = 500  # of 1000: where memory runs out a worker is to die, not the a
 _LAST_WORDS = 0.5  # seconds that a dead worker's connection may still bring messages
 _DROPPED = (
     "CONDA_PREFIX",
-    # Environments are the agent's own and uv leaves them uncompiled: each worker would compile what it imports.
+    # Environments are the agent's own, and uv leaves them uncompiled: each worker would compile all anew.
     "PYTHONDONTWRITEBYTECODE",
     "PYTHONHOME",
     "PYTHONSTARTUP",
