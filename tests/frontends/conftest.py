@@ -1,4 +1,4 @@
-"""A JupyterLab for all tests of front ends, and a page of it for each: starting it takes longer than most."""
+"""One JupyterLab for all tests of front ends, since it takes long to start, and a page of it for each."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from support.jupyterlab import Lab, Labs, start_labs
+from support.jupyterlab import Lab, Server, open_lab, start_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 
-@pytest.fixture(scope="package")  # playwright keeps an event loop running in this thread
-def labs(own_folders: Path) -> Iterator[Labs]:
-    with start_labs(PYTHONPATH=os.pathsep.join(filter(None, sys.path))) as labs:
-        yield labs
+@pytest.fixture(scope="session")
+def jupyter_server(own_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    path = os.pathsep.join(filter(None, sys.path))
+    with start_server(tmp_path_factory.mktemp("lab"), PYTHONPATH=path) as running:
+        yield running
 
 
-@pytest.fixture
-def lab(labs: Labs) -> Iterator[Lab]:
-    with labs.open() as lab:
+@pytest.fixture(scope="module")  # playwright keeps an event loop running in this thread
+def lab(jupyter_server: Server) -> Iterator[Lab]:
+    with open_lab(jupyter_server) as lab:
         yield lab

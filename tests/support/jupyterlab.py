@@ -13,10 +13,8 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import urllib.request
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -24,8 +22,9 @@ from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-__all__ = ["NEEDS_CHROMIUM", "NEEDS_SUBSHELLS", "Lab", "Labs", "find_chromium", "start_labs"]
+__all__ = ["NEEDS_CHROMIUM", "NEEDS_SUBSHELLS", "Lab", "Server", "find_chromium", "open_lab", "start_server"]
 
 _CHROMIUM = [
     "--no-sandbox",
@@ -160,52 +159,48 @@ class Lab:
         return json.loads(text) if text else None
 
 
-class Labs:
-    """A JupyterLab on loopback and a browser, in which pages are opened."""
+class Server(NamedTuple):
+    """A JupyterLab server on loopback.
 
-    def __init__(self, url: str, token: str, folder: Path, browser: Any) -> None:
-        self._url, self._token, self._folder, self._browser = url, token, folder, browser
+    Attributes:
+        folder: where notebooks are.
+    """
 
-    @contextlib.contextmanager
-    def open(self, *, width: int = 1200, height: int = 900) -> Iterator[Lab]:
-        """Open a page of `width` by `height` pixels; in the end no kernel runs.
-
-        Yields:
-            The page, and nothing in it yet.
-        """
-        page = self._browser.new_page(viewport={"width": width, "height": height})
-        lab = Lab(self._url, self._token, self._folder, page)
-        try:
-            yield lab
-        finally:
-            page.close()
-            lab.shut_down_kernels()
+    url: str
+    token: str
+    folder: Path
 
 
 @contextlib.contextmanager
-def start_labs(*, dark: bool = False, **environment: str) -> Iterator[Labs]:
-    """Start JupyterLab and a browser.
+def open_lab(server: Server, *, width: int = 1200, height: int = 900) -> Iterator[Lab]:
+    """Open a browser with a page of `width` by `height` pixels for JupyterLab; in the end no kernel runs.
 
-    Args:
-        dark: with JupyterLab's dark theme.
-        environment: variables of its kernels besides those of this process.
+    Yields:
+        The page, and nothing in it yet.
     """
     from playwright.sync_api import sync_playwright
 
     chromium = find_chromium()
     assert chromium is not None, "there is no Chromium"
     with (
-        tempfile.TemporaryDirectory(prefix="fal-lab-") as place,
-        _server(Path(place), dark=dark, environment=environment) as (url, token, folder),
         sync_playwright() as playwright,
         playwright.chromium.launch(executable_path=chromium, args=_CHROMIUM) as browser,
     ):
-        yield Labs(url, token, folder, browser)
+        page = browser.new_page(viewport={"width": width, "height": height})
+        lab = Lab(server.url, server.token, server.folder, page)
+        yield lab
+    lab.shut_down_kernels()
 
 
 @contextlib.contextmanager
-def _server(place: Path, *, dark: bool, environment: dict[str, str]) -> Iterator[tuple[str, str, Path]]:
-    """Run the server with settings of its own."""
+def start_server(place: Path, *, dark: bool = False, **environment: str) -> Iterator[Server]:
+    """Run JupyterLab with settings of its own.
+
+    Args:
+        place: an empty folder for notebooks, settings and the log.
+        dark: with JupyterLab's dark theme.
+        environment: variables of its kernels besides those of this process.
+    """
     folder = place / "work"
     folder.mkdir()
     _settings(place / "settings", dark=dark)
@@ -225,7 +220,7 @@ def _server(place: Path, *, dark: bool, environment: dict[str, str]) -> Iterator
     )
     try:
         until(lambda: _answers(f"{url}/api/status?token={token}", process, place / "log"), seconds=SECONDS)
-        yield url, token, folder
+        yield Server(url, token, folder)
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(SECONDS)
