@@ -88,7 +88,6 @@ def test_the_notebook_about_ssh_runs_on_an_ssh_host(tmp_path: Path, gpu_box: Non
 @pytest.mark.parametrize(
     ("name", "host", "shown"),
     [
-        ("app_image", "local", ["422 Input should be a valid integer", "digits ready", "'stopped'"]),
         ("app_image", "gpu-box", ["422 Input should be a valid integer", "digits ready", "'stopped'"]),
         ("app_realtime", "gpu-box", ["fr Tous les", "fewer batches than texts: True", "'stopped'"]),
         ("app_ocr", "local", ["read letter by letter: True", "'stopped'"]),

@@ -1,6 +1,6 @@
 """Changes of keys, whoever starts them, beside everything else that a connection does.
 
-A gigabyte each way by default; `FAL_TEST_REKEY_GB` asks for more.
+Half a gigabyte each way by default; `FAL_TEST_REKEY_GB` asks for more.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fal_notebook.hosts.ssh_link import SSHLink
 
 
-SIZE = int(float(os.environ.get("FAL_TEST_REKEY_GB", "1")) * (1 << 30))
+SIZE = int(float(os.environ.get("FAL_TEST_REKEY_GB", "0.5")) * (1 << 30))
 LIMIT = 16 << 20
 
 
