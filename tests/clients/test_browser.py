@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import http.server
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -54,7 +54,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     running.close()
 
 
-class Page(http.server.BaseHTTPRequestHandler):
+class Page(BaseHTTPRequestHandler):
     """An empty page at every address, under every name."""
 
     def do_GET(self) -> None:
@@ -69,7 +69,7 @@ class Page(http.server.BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def site() -> Iterator[Callable[[str], str]]:
     """A web server on this machine; gives its address under the name that is asked for."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
         thread = threading.Thread(target=functools.partial(server.serve_forever, poll_interval=0.05))
         thread.start()
         yield lambda name: f"http://{name}:{server.server_port}/"
