@@ -52,6 +52,7 @@ _NOISE: tuple[tuple[re.Pattern[str], str], ...] = (
     # A group of exceptions is shown by Python, which does not hide the frame of IPython that runs the cell.
     (re.compile(r'(?m)^ *\| +File ".*interactiveshell\.py".*\n *\| +(?:await eval|exec)\(code_obj.*\n'), ""),
 )
+_BINARY = ("image/png", "image/jpeg", "application/pdf")  # in base 64: nothing to be cleaned, and much of it
 # Lines are counted as they stand in the cell, with the magic's.
 _LINE = re.compile(
     r"(CELL\.py[:,](?: line )?|CELL\.py\", line |\bon line |at line |Cell In\[\d+\], line )(\d+)"
@@ -191,7 +192,7 @@ def _bundle_as_text(output: dict[str, Any], replay: Replay) -> str:
     shown = []
     for mime, content in sorted(output["data"].items()):
         text = content if isinstance(content, str) else json.dumps(content, sort_keys=True)
-        shown.append(f"({mime})\n{_clean(text, replay)}")
+        shown.append(f"({mime})\n{text if mime in _BINARY else _clean(text, replay)}")
     metadata = json.dumps(output.get("metadata", {}), sort_keys=True)
     return "\n".join([*shown, f"(metadata) {metadata}"])
 
