@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `support`
 pytest_plugins = ["support.hosts"]
 
 TOGETHER = ("tests/frontends/",)  # one JupyterLab
-LONGEST = ("tests/test_notebooks.py", "tests/frontends/", "tests/replay/", "tests/conformance/test_apps.py")
+# Those that compute beside those that wait; what is left at the end is short.
+FIRST = ("tests/test_notebooks.py", "tests/frontends/", "tests/faults/", "tests/replay/", "tests/load/")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -61,8 +62,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling |
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest first: no process should be left alone with them at the end."""
-    ranks = list(enumerate(LONGEST))
+    """Put the longest first: no process should be left alone with one of them at the end."""
+    ranks = list(enumerate(FIRST))
     items.sort(key=lambda item: next((rank for rank, part in ranks if part in item.nodeid), len(ranks)))
 
 
