@@ -106,7 +106,8 @@ class SSHLink:
         self._sessions_ended = 0  # since the beginning
         self._ended_at = 0.0  # when the last one did
         self._asking = 0  # for a session, now
-        self._session_changed = threading.Condition()
+        self._session_lock = threading.Lock()  # held by itself: see `ssh_stream`
+        self._session_changed = threading.Condition(self._session_lock)
 
     def __enter__(self) -> SSHLink:
         return self
@@ -269,7 +270,7 @@ class SSHLink:
             stream = self._try_session(line)
             if stream is not None:
                 return stream
-            with self._session_changed:
+            with self._session_lock:
                 while self._sessions_ended == ended and (self._sessions or self._asking):
                     if not self._session_changed.wait(deadline - time.monotonic()):
                         break
@@ -283,14 +284,14 @@ class SSHLink:
 
     def _try_session(self, line: str) -> Session | None:
         stream = None
-        with self._session_changed:
+        with self._session_lock:
             self._asking += 1
         try:
             stream = self._carrier.open_session(line, timeout=OPEN_TIMEOUT)
         except ChannelRefused:
             return None
         finally:
-            with self._session_changed:
+            with self._session_lock:
                 self._asking -= 1
                 self._sessions += stream is not None
                 self._session_changed.notify_all()
@@ -298,7 +299,7 @@ class SSHLink:
 
     def _close_session(self, stream: Session) -> None:
         stream.close()
-        with self._session_changed:
+        with self._session_lock:
             self._sessions -= 1
             self._sessions_ended += 1
             self._ended_at = time.monotonic()

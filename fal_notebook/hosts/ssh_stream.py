@@ -63,7 +63,10 @@ class Stream:
         self.close_sent = False  # written by the outlet alone, at the moment of sending
         self._outlet = outlet
         self._remote = 0
-        self._changed = threading.Condition(threading.Lock())
+        # Held by itself, not through the condition: an interrupt inside of `Condition.__enter__`, which is
+        # Python, would leave it held for ever, and the connection's own thread would wait for it.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._sending = threading.Lock()
         self._incoming: deque[bytes] = deque()
         self._offset = 0  # bytes of the first incoming piece that were read
@@ -91,7 +94,7 @@ class Stream:
             TimeoutError: no answer within `timeout` seconds.
             OSError: the connection is gone.
         """
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._open or self._refusal or self._lost, timeout)
             if self._open:
                 return
@@ -120,7 +123,7 @@ class Stream:
             TimeoutError: nothing came within `timeout` seconds.
             OSError: the connection broke, or the stream was closed here.
         """
-        with self._changed:
+        with self._lock:
             self._is_awaited = True
             try:
                 has_come = self._changed.wait_for(self._readable, timeout)
@@ -151,12 +154,12 @@ class Stream:
 
     def wait_until_gone(self, timeout: float) -> bool:
         """Wait until the server closed the stream; False if it did not within `timeout` seconds."""
-        with self._changed:
+        with self._lock:
             return self._changed.wait_for(lambda: self._gone or self._closed or self._lost, timeout)
 
     def close(self) -> None:
         """End the stream; waiting threads are let go. May be called more than once."""
-        with self._changed:
+        with self._lock:
             if self._closed:
                 return
             self._closed = True
@@ -185,11 +188,11 @@ class Stream:
     @property
     def standard_error(self) -> bytes:
         """What arrived on standard error, the last `MAX_STDERR` bytes of it."""
-        with self._changed:
+        with self._lock:
             return b"".join(self.errors)
 
     def _send_piece(self, view: memoryview, timeout: float | None) -> int:
-        with self._changed:
+        with self._lock:
             if not self._changed.wait_for(self._writable, timeout):
                 raise TimeoutError("the other side is not taking any bytes")
             if self._lost:
@@ -250,12 +253,12 @@ class Stream:
 
     def queued(self, size: int) -> None:
         """Take note that `size` of our bytes wait in the outbox."""
-        with self._changed:
+        with self._lock:
             self._in_outbox += size
 
     def unqueued(self, size: int) -> None:
         """Take note that `size` of our bytes have left the outbox."""
-        with self._changed:
+        with self._lock:
             full = self._in_outbox >= MAX_QUEUED
             self._in_outbox -= size
             if full and self._in_outbox < MAX_QUEUED:
@@ -265,7 +268,7 @@ class Stream:
 
     def on_open(self, remote: int, window: int, max_packet: int) -> None:
         """Take the server's consent."""
-        with self._changed:
+        with self._lock:
             self._remote, self._credit, self._max_packet = remote, window, min(max_packet, 1 << 15)
             self._open = True
             abandoned = self._closed
@@ -275,7 +278,7 @@ class Stream:
 
     def on_refusal(self, refusal: ChannelRefused) -> None:
         """Take the server's refusal."""
-        with self._changed:
+        with self._lock:
             self._refusal = refusal
             self._changed.notify_all()
 
@@ -283,7 +286,7 @@ class Stream:
         """Take bytes."""
         data: bytes = message.get_string()
         read = 0
-        with self._changed:
+        with self._lock:
             if self._take_now is not None and self._is_awaited and not self._incoming and not self._closed:
                 taken = self._take_now(data)
                 read = self._to_acknowledge(taken)
@@ -297,7 +300,7 @@ class Stream:
     def on_extended_data(self, message: Any) -> None:
         """Take standard error; it is acknowledged at once, and only its end is kept."""
         kind, data = message.get_int(), message.get_string()
-        with self._changed:
+        with self._lock:
             if kind == STDERR:
                 self.errors.append(data)
                 self._errors_size += len(data)
@@ -308,7 +311,7 @@ class Stream:
 
     def on_window_adjust(self, message: Any) -> None:
         """Take leave to send more."""
-        with self._changed:
+        with self._lock:
             self._credit += message.get_int()
             self._changed.notify_all()
 
@@ -317,7 +320,7 @@ class Stream:
 
     def on_failure(self, _message: Any) -> None:
         """Take the server's word that it would not run a command: the stream ends without a byte."""
-        with self._changed:
+        with self._lock:
             self._ended = True
             self._changed.notify_all()
         self._outlet.post(struct.pack("!BI", CLOSE, self._remote), self, last=True)
@@ -325,7 +328,7 @@ class Stream:
     def on_request(self, message: Any) -> None:
         """Take news of a command's end; anything else the server asks of us is declined."""
         name, wants_answer = message.get_text(), message.get_boolean()
-        with self._changed:
+        with self._lock:
             if name == "exit-status":
                 self.exit_status = message.get_int()
             elif name == "exit-signal":
@@ -336,13 +339,13 @@ class Stream:
 
     def on_eof(self, _message: Any) -> None:
         """Take note that no more bytes will come."""
-        with self._changed:
+        with self._lock:
             self._ended = True
             self._changed.notify_all()
 
     def on_close(self, _message: Any) -> None:
         """Answer the server's CLOSE, if ours did not come first."""
-        with self._changed:
+        with self._lock:
             answer = not self._closed
             self._ended = self._gone = True
             self._changed.notify_all()
@@ -352,7 +355,7 @@ class Stream:
 
     def _unlink(self) -> None:
         """The connection is gone (the name is the transport's)."""
-        with self._changed:
+        with self._lock:
             self._lost = True
             self._changed.notify_all()
 

@@ -10,6 +10,7 @@ on that channel, because OpenSSH ends the whole connection over it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import struct
 import threading
@@ -48,6 +49,26 @@ class _Parcel(NamedTuple):
     stream: Stream | None = None
     size: int = 0  # what its stream counts as queued
     last: bool = False  # the stream's CLOSE
+
+
+class Bell:
+    """Wakes the one thread that waits for it.
+
+    An interrupt in the midst of `ring` leaves nothing held, as it would the lock of a `threading.Event`.
+    """
+
+    def __init__(self) -> None:
+        self._silence = threading.Lock()
+        self._silence.acquire()
+
+    def ring(self) -> None:
+        """Wake the waiting thread, or the next that waits."""
+        with contextlib.suppress(RuntimeError):  # it rings already
+            self._silence.release()
+
+    def wait(self, timeout: float) -> None:
+        """Wait for a ring, at most `timeout` seconds; after it the bell is silent again."""
+        self._silence.acquire(timeout=timeout)
 
 
 class LinkTransport(paramiko.Transport):  # type: ignore[misc] # paramiko is untyped
@@ -111,7 +132,7 @@ class LinkTransport(paramiko.Transport):  # type: ignore[misc] # paramiko is unt
         self._streams: dict[int, Stream] = {}
         self._spare, self._spare_lock = SPARE, threading.Lock()
         self._outbox: deque[_Parcel] = deque()
-        self._bell = threading.Event()
+        self._bell = Bell()
         self._writer = threading.Thread(target=self._write, name="fal-ssh-writer", daemon=True)
 
     # -- what the link uses ---------------------------------------------------------------------------
@@ -195,7 +216,7 @@ class LinkTransport(paramiko.Transport):  # type: ignore[misc] # paramiko is unt
         self._closed_here = self.active or self._closed_here
         super().close()
         self.sock.close()
-        self._bell.set()
+        self._bell.ring()
 
     # -- the outbox -----------------------------------------------------------------------------------
 
@@ -209,7 +230,7 @@ class LinkTransport(paramiko.Transport):  # type: ignore[misc] # paramiko is unt
         if parcel.stream is not None and parcel.size:
             parcel.stream.queued(parcel.size)
         self._outbox.append(parcel)
-        self._bell.set()
+        self._bell.ring()
 
     def _send_at_once(self, parcel: _Parcel) -> bool:
         """Send without a change of threads, if nobody else is sending and nothing waits."""
@@ -231,7 +252,6 @@ class LinkTransport(paramiko.Transport):  # type: ignore[misc] # paramiko is unt
         """Empty the outbox whenever keys allow (the writing thread)."""
         while not self._ended:
             self._bell.wait(1.0)
-            self._bell.clear()
             while self._outbox and not self._ended:
                 if self.clear_to_send.wait(0.5) and not self._write_one():
                     return
@@ -285,7 +305,7 @@ class LinkTransport(paramiko.Transport):  # type: ignore[misc] # paramiko is unt
             super().run()
         finally:
             self._ended = True
-            self._bell.set()
+            self._bell.ring()
             for stream in list(self._streams.values()):
                 stream._unlink()  # noqa: SLF001 - the base's name for it
 
@@ -313,7 +333,7 @@ class LinkTransport(paramiko.Transport):  # type: ignore[misc] # paramiko is unt
 
     def _parse_newkeys(self, m: Any) -> None:
         super()._parse_newkeys(m)
-        self._bell.set()
+        self._bell.ring()
 
     def _parse_disconnect(self, m: Any) -> None:
         m.get_int()
