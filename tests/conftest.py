@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 sys.path.insert(0, str(Path(__file__).parent))  # for `support`
 
 pytest_plugins = ["support.hosts"]
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # how fast a machine is, is no matter of tests
+hypothesis.settings.load_profile("untimed")
 
 TOGETHER = ("tests/frontends/",)  # one JupyterLab
 # Those that compute beside those that wait; what is left at the end is short.

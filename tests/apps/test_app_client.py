@@ -122,10 +122,12 @@ def test_the_headers_given_are_sent() -> None:
 
 
 def test_a_problem_is_raised_between_attempts() -> None:
-    problems: list[Any] = [None, None, ZeroDivisionError("in setup")]
+    def problem() -> Exception | None:  # asked again while a request is under way
+        return ZeroDivisionError("in setup") if len(server.requests) == 3 else None
+
     with RawServer(statuses(404)) as server:
         with pytest.raises(ZeroDivisionError, match="in setup"):
-            wait(server, problem=lambda: problems.pop(0))
+            wait(server, problem=problem)
 
         assert len(server.requests) == 3
 
