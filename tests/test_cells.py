@@ -314,7 +314,7 @@ def statements() -> st.SearchStrategy[str]:
     return st.lists(st.recursive(simple, grow, max_leaves=8), min_size=1, max_size=5).map("".join)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(statements(), st.integers(0, 5))
 @example("def d(a=a):\n    global d\n    del d\nd()\n", 0)
 @example("def d(a=a):\n    global d\n    del d\nd()\na = d\n", 0)

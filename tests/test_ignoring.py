@@ -151,7 +151,7 @@ PIECES = st.sampled_from(
 PATTERNS = st.lists(PIECES, min_size=1, max_size=7).map("".join)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(patterns=st.lists(PATTERNS, max_size=4))
 def test_any_patterns_mean_what_they_mean_to_git(patterns: list[str], repository: Path) -> None:
     assert ignored_by_us(patterns) == ignored_by_git(repository, patterns)
@@ -187,7 +187,7 @@ FILE_PATTERNS = st.sampled_from(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(patterns=st.lists(FILE_PATTERNS | FILE_PATTERNS.map("!".__add__), max_size=6))
 def test_the_last_rule_about_a_file_decides_as_in_git(patterns: list[str], repository: Path) -> None:
     assert ignored_by_us(patterns) == ignored_by_git(repository, patterns)
@@ -216,7 +216,6 @@ def test_a_folder_comes_back_with_all_that_is_in_it() -> None:
 # ---------------------------------------------------------------- as expressions
 
 
-@settings(deadline=None)
 @given(patterns=st.lists(PATTERNS | PATTERNS.map("!".__add__), max_size=6))
 def test_the_last_matching_rule_decides(patterns: list[str]) -> None:
     """Joined into expressions that know nothing of each other, the rules keep their order."""

@@ -223,7 +223,7 @@ def cells(draw: st.DrawFn) -> tuple[str, bool]:
     return code, draw(st.booleans())
 
 
-@settings(max_examples=20 * SCALE, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20 * SCALE, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(cells(), min_size=2, max_size=14))
 def test_cells_here_and_there_leave_what_plain_cells_leave(
     there: There, steps: list[tuple[str, bool]]

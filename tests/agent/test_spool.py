@@ -70,7 +70,7 @@ def test_calls_become_runs_and_one_that_goes_on_stays_open(tmp_path: Path) -> No
     assert list(spool.take()) == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cuts=st.lists(st.integers(0, sum(map(len, FRAMES))), max_size=6))
 def test_it_may_be_read_at_any_moment(cuts: list[int], tmp_path_factory: Any) -> None:
     spool, data = make(tmp_path_factory.mktemp("spool")), b"".join(FRAMES)
@@ -82,7 +82,7 @@ def test_it_may_be_read_at_any_moment(cuts: list[int], tmp_path_factory: Any) ->
     assert told(entries) == ALL
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(kept=st.integers(0, sum(map(len, FRAMES))), garbage=st.binary(max_size=80))
 def test_what_a_full_disk_cut_short_is_left_out(kept: int, garbage: bytes, tmp_path_factory: Any) -> None:
     spool = make(tmp_path_factory.mktemp("spool"))

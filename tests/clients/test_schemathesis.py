@@ -13,9 +13,7 @@ from schemathesis import GenerationMode
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FUZZING = settings(
-    max_examples=30, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-)
+FUZZING = settings(max_examples=30, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 SLOW = {"/drip", "/open"}  # which wait for one another
 SECONDS = 30.0
 

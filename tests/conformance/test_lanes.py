@@ -136,7 +136,7 @@ def test_an_interrupt_between_calls_harms_nothing(echo: Any) -> None:
     """Struck at any moment, a call either gives its value or KeyboardInterrupt, and the next one works."""
     struck = 0
     for delay in range(12):
-        deadline = time.monotonic() + 2.0
+        deadline = time.monotonic() + 1.0
         try:
             strike_soon(0.001 + delay * 0.0003)
             while time.monotonic() < deadline:

@@ -149,7 +149,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.balancer.leave(ticket)
 
 
-AnyOrder.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+AnyOrder.TestCase.settings = settings(max_examples=200, stateful_step_count=40)
 test_every_order_of_events_keeps_the_promises = AnyOrder.TestCase
 
 

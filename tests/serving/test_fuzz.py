@@ -62,9 +62,7 @@ OPERATIONS = [
     result.ok()
     for result in schemathesis.openapi.from_asgi("/openapi.json", APPLICATION).get_all_operations()
 ]
-FUZZING = settings(
-    max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-)
+FUZZING = settings(max_examples=100, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
 
 def test_the_document_tells_of_every_endpoint() -> None:

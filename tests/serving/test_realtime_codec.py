@@ -236,7 +236,7 @@ def test_what_a_handler_returns_is_what_a_client_opens(output: dict[str, Any]) -
 
 # ---------------------------------------------------------------- frames that are none
 
-SHARED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SHARED = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @SHARED

@@ -27,7 +27,6 @@ SECONDS = float(os.environ.get("FAL_FUZZ_SECONDS") or 0)
 _DATABASE = os.environ.get("FAL_FUZZ_DATABASE")
 FUZZ = settings(
     max_examples=2000 if SECONDS else 60,
-    deadline=None,
     database=DirectoryBasedExampleDatabase(_DATABASE) if _DATABASE else None,
     suppress_health_check=list(HealthCheck),
     print_blob=True,

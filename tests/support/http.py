@@ -6,9 +6,8 @@ import functools
 
 import httpx
 
-__all__ = ["get", "post", "request", "stream"]
+__all__ = ["get", "post", "stream"]
 
 get = functools.partial(httpx.get, verify=False)
 post = functools.partial(httpx.post, verify=False)
-request = functools.partial(httpx.request, verify=False)
 stream = functools.partial(httpx.stream, verify=False)
