@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from fal_agent import errors, pickling
 from fal_notebook.advice import missing_advice, missing_in, requirement_advice
+from fal_notebook.alternatives import elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -299,6 +300,13 @@ def _environment(failure: Failure, host_name: str) -> BaseException:
     )
 
 
+def _resources(failure: Failure, host_name: str) -> BaseException:
+    message = _named(failure.message, host_name)
+    if "resources" in failure.detail:
+        message = "\n".join([message, *elsewhere(failure.detail["resources"], host_name)])
+    return errors.ResourceError(message)
+
+
 def _named(message: str, host_name: str) -> str:
     """Name the host in a message that does not."""
     return message if repr(host_name) in message else f"on {host_name!r}: {message}"
@@ -316,7 +324,7 @@ _KINDS: dict[str, Callable[[Failure, str], BaseException]] = {
     "missing": _missing,
     "environment": _environment,
     "requirement": _as(errors.RequirementError),
-    "resources": _as(errors.ResourceError),
+    "resources": _resources,
     "python": _general,
     "timeout": _as(errors.CallTimeoutError),
     "cancelled": _as(errors.CallCancelledError),

@@ -10,6 +10,8 @@ import threading
 import time
 from typing import Protocol
 
+from fal_notebook.bell import Bell
+
 __all__ = ["TICK", "Watched", "unwatch", "watch"]
 
 TICK = 0.5  # seconds between two looks
@@ -24,7 +26,7 @@ class Watched(Protocol):
 
 
 _watched: list[Watched] = []
-_bell = threading.Event()
+_bell = Bell()
 _thread: threading.Thread | None = None
 
 
@@ -35,8 +37,7 @@ def watch(item: Watched) -> None:
     if _thread is None or not _thread.is_alive():
         _thread = threading.Thread(target=_look, name="fal-watch", daemon=True)
         _thread.start()
-    if not _bell.is_set():
-        _bell.set()
+    _bell.ring()
 
 
 def unwatch(item: Watched) -> None:
@@ -46,14 +47,11 @@ def unwatch(item: Watched) -> None:
 
 
 def _look() -> None:
-    idle_since = time.monotonic()
     while True:
         _bell.wait()
-        time.sleep(TICK)
-        for item in _watched:
-            idle_since = time.monotonic()
-            item.tick()
-        if not _watched and time.monotonic() - idle_since > _PATIENCE:
-            _bell.clear()
-            if _watched:  # it came in this very moment
-                _bell.set()
+        idle_since = time.monotonic()
+        while _watched or time.monotonic() - idle_since < _PATIENCE:
+            time.sleep(TICK)
+            for item in _watched:
+                idle_since = time.monotonic()
+                item.tick()

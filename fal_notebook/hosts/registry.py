@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from fal_notebook import config
 
 if TYPE_CHECKING:
+    from fal_notebook.hosts.agent_host import AgentHost
     from fal_notebook.hosts.base import Host
 
-__all__ = ["HostInfo", "connect", "current_host", "get_host", "hosts", "local", "use"]
+__all__ = ["HostInfo", "connect", "connected", "current_host", "get_host", "hosts", "local", "use"]
 
 _known: dict[str, Host] = {}
 _current: Host | None = None
@@ -130,6 +131,13 @@ def hosts() -> list[HostInfo]:
         )
         for name in names
     ]
+
+
+def connected() -> list[AgentHost]:
+    """Give the hosts of this notebook that a connection is open to."""
+    from fal_notebook.hosts.agent_host import AgentHost
+
+    return [host for host in list(_known.values()) if isinstance(host, AgentHost) and host.is_connected]
 
 
 def _make(name: str) -> Host:

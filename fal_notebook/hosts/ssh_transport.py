@@ -10,7 +10,6 @@ on that channel, because OpenSSH ends the whole connection over it.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import struct
 import threading
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 import paramiko  # type: ignore[import-untyped]
 from paramiko import common
 
+from fal_notebook.bell import Bell
 from fal_notebook.hosts.ssh_certificates import SUFFIX
 from fal_notebook.hosts.ssh_link import ChannelRefused
 from fal_notebook.hosts.ssh_packets import WatchfulPacketizer
@@ -49,26 +49,6 @@ class _Parcel(NamedTuple):
     stream: Stream | None = None
     size: int = 0  # what its stream counts as queued
     last: bool = False  # the stream's CLOSE
-
-
-class Bell:
-    """Wakes the one thread that waits for it.
-
-    An interrupt in the midst of `ring` leaves nothing held, as it would the lock of a `threading.Event`.
-    """
-
-    def __init__(self) -> None:
-        self._silence = threading.Lock()
-        self._silence.acquire()
-
-    def ring(self) -> None:
-        """Wake the waiting thread, or the next that waits."""
-        with contextlib.suppress(RuntimeError):  # it rings already
-            self._silence.release()
-
-    def wait(self, timeout: float) -> None:
-        """Wait for a ring, at most `timeout` seconds; after it the bell is silent again."""
-        self._silence.acquire(timeout=timeout)
 
 
 class LinkTransport(paramiko.Transport):  # type: ignore[misc] # paramiko is untyped

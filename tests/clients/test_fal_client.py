@@ -47,6 +47,9 @@ async def tls_in_front(port: int, folder: Path) -> AsyncIterator[dict[str, str]]
     issuer = trustme.CA()
     issuer.cert_pem.write_to_path(str(folder / "trusted.pem"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    # The client reads and writes in two threads; OpenSSL now and then drops what one of them writes while the
+    # other is reading a ticket.
+    context.num_tickets = 0
     issuer.issue_cert("127.0.0.1").configure_cert(context)
     server = await asyncio.start_server(functools.partial(pass_on, port), "127.0.0.1", 0, ssl=context)
     own_port = server.sockets[0].getsockname()[1]

@@ -163,6 +163,21 @@ def test_a_changed_host_key_is_refused(
         one_call(SSHHost(ssh_server.name))
 
 
+def test_a_refusal_says_what_the_other_connected_hosts_could_give(ssh_host: Any) -> None:
+    def one() -> int:
+        return 1
+
+    ssh_host.connect()
+    attic = fal.function(host="local", machine_type="attic")(one)
+    with pytest.raises(exceptions.ResourceError, match=r"label.*\n'gpu-box' can run it: host='gpu-box'$"):
+        attic()
+    assert attic.on(host="gpu-box")() == 1
+
+    cellar = fal.function(host="local", machine_type="cellar")(one)
+    with pytest.raises(exceptions.ResourceError, match=r"'gpu-box' cannot either: .* the labels attic"):
+        cellar()
+
+
 MODEL = """
 import fal_notebook as fal
 from pydantic import BaseModel

@@ -40,7 +40,7 @@ def ssh_host(ssh_server: SSHServer) -> Iterator[Host]:
     settings.parent.mkdir(exist_ok=True)
     kept = f'root = "~/.fal_notebook/{root.name}"\n'
     other = f'[hosts.{BY_OPENSSH}]\nssh = "gpu-box"\nlink = "openssh"\n{kept}'
-    settings.write_text(f"[hosts.gpu-box]\n{kept}{other}")
+    settings.write_text(f'[hosts.gpu-box]\nlabels = ["attic"]\n{kept}{other}')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FAL_SSH_CONFIG", str(ssh_server.config_path))
         host = registry.get_host("gpu-box")

@@ -35,7 +35,7 @@ from fal_agent.server.filestore import FileLimits, prune_files
 from fal_agent.server.functions import FunctionStore
 from fal_agent.server.gpus import GpuLender
 from fal_agent.server.journal import Journal
-from fal_agent.server.machine import machine_facts, match
+from fal_agent.server.machine import Match, machine_facts, match
 from fal_agent.server.pool import Pool
 from fal_agent.server.questions import Questions
 from fal_agent.server.reaper import Reaper
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from fal_agent.server.prepared import WorkerKey
     from fal_agent.server.runs import Run
+    from fal_agent.wire import Resources
 
 __all__ = ["AgentSettings", "serve", "start"]
 
@@ -225,6 +226,9 @@ class _Agent:
         if not self._pool.has_waiting(worker):
             self._service.lanes.consider(worker, run)
 
+    def _match(self, resources: Resources) -> Match:
+        return match(resources, self._facts, self._settings.labels)
+
     def _make_service(self) -> Service:
         questions = Questions(
             environments=self._environments,
@@ -235,6 +239,7 @@ class _Agent:
             catch_up=lambda: self._service.lanes.take_all(),  # noqa: PLW0108 - made later
             data=DataFolder(self._root / "data", self._blobs),
             blobs=self._blobs,
+            match=self._match,
             is_watching=lambda client: self._service.is_watching(client),  # noqa: PLW0108 - made later
             shut_down=self._ended.set,
         )
@@ -249,7 +254,7 @@ class _Agent:
             pool=self._pool,
             questions=questions,
             socket_folder=socket_path(self._root, self._digest).parent,
-            match=lambda resources: match(resources, self._facts, self._settings.labels),
+            match=self._match,
         )
 
     async def _keep_house(self) -> None:

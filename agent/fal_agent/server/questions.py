@@ -13,12 +13,12 @@ import platform
 import time
 from typing import TYPE_CHECKING, Any, Optional
 
-from fal_agent.errors import FalServerlessException
+from fal_agent.errors import FalServerlessException, ResourceError
 from fal_agent.framing import FrameDecoder
 from fal_agent.server.gpus import list_gpus
 from fal_agent.server.machine import machine_facts
 from fal_agent.server.usage import usage_of
-from fal_agent.wire import Answer, Ask
+from fal_agent.wire import Answer, Ask, Resources
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,6 +58,7 @@ class Questions:
         pool: Pool,
         data: DataFolder,
         blobs: BlobStore,
+        match: Callable[[Resources], Any],
         is_watching: Callable[[str], bool],
         apps: Callable[[], Apps],
         supplies: Callable[[], Supplies],
@@ -67,6 +68,7 @@ class Questions:
         self._environments, self._journal, self._pool = environments, journal, pool
         self._data, self._apps, self._catch_up, self._shut_down = data, apps, catch_up, shut_down
         self._blobs, self._is_watching, self._supplies = blobs, is_watching, supplies
+        self._match = match
         self._started_at = time.time()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -107,6 +109,14 @@ class Questions:
             },
             "workers": [self._worker(worker) for worker in self._pool.workers],
         }
+
+    async def on_lacking(self, resources: dict[str, Any]) -> Optional[str]:
+        """Why this machine cannot give what a call asks for; None if it can."""
+        try:
+            self._match(Resources(**resources))
+        except ResourceError as error:
+            return str(error)
+        return None
 
     async def on_usage(self, run_id: str) -> dict[str, Any]:
         """What the worker of a run uses now, see `usage_of`; empty while none has it."""

@@ -12,6 +12,7 @@ import logging
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Optional
 
 from fal_agent.errors import EnvironmentBuildError, FalServerlessException, RequirementError, ResourceError
@@ -332,7 +333,7 @@ class Service:
         try:
             prepared.match = self._match(run.call.resources)
         except ResourceError as error:
-            run.fail("resources", str(error))
+            run.fail("resources", str(error), resources=asdict(run.call.resources))
             return
         preparation = prepared.preparation = Preparation([run])
         loop = asyncio.get_running_loop()
