@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import mmap
 import os
 import queue
-import re
 import threading
 import time
 import uuid
@@ -51,6 +49,7 @@ from fal_agent.wire import (
     Welcome,
 )  # fmt: skip
 from fal_notebook.hosts.base import ByteStream, EventSink, Parcel, Received
+from fal_notebook.hosts.blob_traffic import BlobTraffic
 from fal_notebook.hosts.execution import AgentExecution, UploadProgress
 from fal_notebook.hosts.lane import OpenLane
 
@@ -64,7 +63,6 @@ __all__ = ["AgentClient", "client_id"]
 
 _KERNEL = uuid.uuid4().hex
 
-_BLOB_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _GREETING_TIMEOUT = 20.0  # seconds
 _KEPT_TEMPLATES = 1024  # fewer than the agent keeps
 _PING_EVERY = 3.0  # seconds without a word after which the agent is asked whether it is there
@@ -106,18 +104,14 @@ class AgentClient:
         heartbeat: bool = False,
     ) -> None:
         self.host_name = host_name
-        self._part_size, self._dial, self._blob_folder = part_size, dial, blob_folder
+        self._dial = dial
         self._executions: dict[str, AgentExecution] = {}
         self._answers: dict[str, queue.SimpleQueue[Answer | None]] = {}
-        self._incoming: dict[str, tuple[bytearray, int]] = {}  # what has come of a blob, and its size
         self._templates: OrderedDict[int, tuple[str, Call]] = OrderedDict()  # by the identity of the call
         self._naming, self._numbers = threading.Lock(), itertools.count(1)
         self._lanes: dict[str, OpenLane] = {}  # by our names for the calls that may go there
         self._functions: set[str] = set()  # digests that the agent has
-        self._blobs: set[str] = set()  # names that the agent has
-        self._uploads: dict[str, threading.Lock] = {}  # by blob
         self._sharing = threading.Lock()  # held while it is decided who sees the events of a run
-        self._bringing = threading.Lock()  # held while a blob travels that no call names
         self._greeted = threading.Event()
         self._problem: str | None = None
         self._closed = threading.Event()
@@ -126,8 +120,10 @@ class AgentClient:
         self.on_lost: Callable[[list[AgentExecution], str], None] | None = None
         self.welcome: Welcome | None = None
         self._duplex = Duplex(stream, self._on_message, self._on_close, name=f"fal-{host_name}")
+        self._blobs = BlobTraffic(self._duplex, part_size=part_size, folder=blob_folder, broken=self._broken)
         self._duplex.start()
-        self._greet()
+        self._send(Hello(client_id(), part_size, shares_files=blob_folder is not None))
+        self._await_welcome()
         if heartbeat:
             threading.Thread(target=self._watch, name=f"fal-heartbeat-{host_name}", daemon=True).start()
 
@@ -249,7 +245,7 @@ class AgentClient:
         message, buffers = answer
         if isinstance(message, (Result, Failure)):  # else it was moved to the agent
             _take_variables(message, buffers)
-            execution.outcome = Received(message, [self._part(ref, buffers) for ref in message.data])
+            execution.outcome = Received(message, self._blobs.parts(message.data, buffers))
             self._executions.pop(execution.run_id, None)
 
     def dial(self, path: str) -> ByteStream:
@@ -311,8 +307,7 @@ class AgentClient:
 
     # ------------------------------------------------------------ sending
 
-    def _greet(self) -> None:
-        self._send(Hello(client_id(), self._part_size, shares_files=self._blob_folder is not None))
+    def _await_welcome(self) -> None:
         if not self._greeted.wait(_GREETING_TIMEOUT) or self.welcome is None:
             is_broken = self._closed.is_set() and not self._is_nonsense
             self._duplex.close()
@@ -336,7 +331,7 @@ class AgentClient:
 
     def _send_all(self, execution: AgentExecution, parcel: Parcel) -> None:
         """Send a call to the agent, after what it needs."""
-        if all(name in self._blobs for name in parcel.blobs) and not self._function_needs_blobs(parcel):
+        if self._blobs.known.issuperset(parcel.blobs) and not self._function_needs_blobs(parcel):
             self._send_submit(execution)
         else:
             threading.Thread(
@@ -441,12 +436,9 @@ class AgentClient:
         telling = UploadProgress(execution, sum(len(memoryview(data).cast("B")) for data in blobs.values()))
         try:
             for name, data in blobs.items():
-                with self._uploading(name):  # two calls with the same data: the second waits for the first
-                    if name not in self._blobs:
-                        self._send_blob(name, data, lambda: execution.withdrawn, telling.sent)
-                        if execution.withdrawn:
-                            return
-                        self._blobs.add(name)
+                self._blobs.send_once(name, data, lambda: execution.withdrawn, telling.sent)
+                if execution.withdrawn:
+                    return
             self._send_submit(execution)
         except LinkLostError:
             return  # the reading thread reports it to every call
@@ -469,30 +461,14 @@ class AgentClient:
         """
         if self._closed.is_set():
             raise self._lost_error()
-        with self._bringing:
-            self._send_blob(name, data, stop.is_set)
-
-    def _send_blob(
-        self,
-        name: str,
-        data: Buffer,
-        stop: Callable[[], bool],
-        sent: Callable[[int], None] | None = None,
-    ) -> None:
-        if self._blob_folder is not None:
-            _write_blob(self._blob_folder, name, data)
-            return
-        try:
-            self._duplex.send_blob(name, data, part_size=self._part_size, stop=stop, sent=sent)
-        except OSError as error:
-            raise self._broken(error) from None
+        self._blobs.bring(name, data, stop.is_set)
 
     # ------------------------------------------------------------ the reading thread
 
     def _on_message(self, message: Message, buffers: list[bytes]) -> None:
         self._heard = time.monotonic()
         if isinstance(message, BlobPart):
-            self._take_part(message, buffers)
+            self._blobs.take_part(message, buffers)
         elif isinstance(message, Need):
             self._send_again(message)
         elif isinstance(message, Want):
@@ -521,9 +497,7 @@ class AgentClient:
                 return
             execution.parcel = None
             parts = (
-                buffers
-                if isinstance(event, Log)
-                else [self._part(ref, buffers) for ref in getattr(event, "data", ())]
+                buffers if isinstance(event, Log) else self._blobs.parts(getattr(event, "data", ()), buffers)
             )
             if isinstance(event, (Result, Failure)):
                 self._end(execution, seeing)
@@ -545,38 +519,13 @@ class AgentClient:
             first.join(other)
         self._executions[execution.run_id] = first
 
-    def _part(self, ref: int | str, buffers: list[bytes]) -> Buffer:
-        if isinstance(ref, int):
-            if not 0 <= ref < len(buffers):
-                raise ProtocolError(f"an event refers to buffer {ref} of {len(buffers)}")
-            return buffers[ref]
-        if self._blob_folder is None:
-            whole, size = self._incoming.pop(ref, (b"", -1))
-            if len(whole) != size:
-                raise ProtocolError("an event refers to data that did not come, or not all of it")
-            return whole
-        if not _BLOB_NAME.fullmatch(ref):
-            raise ProtocolError(f"{ref!r:.80} names no data")
-        with (self._blob_folder / ref).open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)) if size else b""
-
-    def _take_part(self, message: BlobPart, buffers: list[bytes]) -> None:
-        data = buffers[0] if buffers else b""
-        if message.offset == 0:
-            self._incoming[message.blob] = bytearray(), message.size
-        whole, size = self._incoming.get(message.blob, (bytearray(), -1))
-        if message.offset != len(whole) or size != message.size or len(whole) + len(data) > size:
-            raise ProtocolError("data came out of order, or more of it than was announced")
-        whole += data  # what was announced but does not come takes no memory
-
     def _send_again(self, need: Need) -> None:
         """The agent let go of data that it had: send the call anew, with all of it."""
         execution = self._executions.get(need.run_id)
         if execution is None or execution.parcel is None:
             return
         self._functions.discard(execution.parcel.call.function or "")
-        self._blobs.difference_update(need.names)
+        self._blobs.known.difference_update(need.names)
         with self._naming:
             self._templates.pop(id(execution.parcel.call), None)
         execution.sent = False  # it was turned away, so it does not run
@@ -610,10 +559,6 @@ class AgentClient:
         else:
             for execution in lost:
                 execution.fail("link", str(self._lost_error()))
-
-    def _uploading(self, name: str) -> threading.Lock:
-        with self._naming:
-            return self._uploads.setdefault(name, threading.Lock())
 
     def give_up(self, execution: AgentExecution, kind: str, message: str) -> None:
         """End a call from this side, as a failure of the given kind."""
@@ -653,23 +598,3 @@ def _take_variables(event: Result | Failure, buffers: Sequence[Buffer]) -> None:
 
 def _function_blob(digest: str, index: int) -> str:
     return f"fn-{digest}-{index}"
-
-
-def _write_blob(folder: Path, name: str, data: Buffer) -> None:
-    """Put a blob where the agent of this machine keeps them; it appears whole or not at all."""
-    target = folder / name
-    if target.exists():
-        return
-    beside = folder / f".{name}.{uuid.uuid4().hex[:8]}"
-    try:
-        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view[: 64 << 20]) :]
-        finally:
-            os.close(fd)
-        beside.rename(target)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise

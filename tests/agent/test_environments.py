@@ -160,6 +160,56 @@ def test_compiled_modules_make_another_environment(builds: Builds) -> None:
     assert builds.phases() == ["resolve", "build", "build"]
 
 
+def compiled_of(environment: Environment, module: str) -> list[Path]:
+    return list(environment.path.rglob(f"{module}.*.pyc"))
+
+
+def import_in(environment: Environment, module: str) -> list[str]:
+    """Import a module as a worker does; gives where Python and the module's code think that it is."""
+    script = f"import {module} as m; print(m.__file__, m.main.__code__.co_filename, sep='\\n')"
+    settings = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    command = [str(environment.python), "-c", script]
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, check=True, timeout=30)
+    return done.stdout.splitlines()
+
+
+def test_what_was_compiled_in_one_environment_serves_the_next(builds: Builds) -> None:
+    first = builds.build(["alpha"])
+    import_in(first, "alpha")
+    (compiled,) = compiled_of(first, "alpha")
+
+    second = builds.build(["beta"])  # which needs alpha
+    (handed,) = compiled_of(second, "alpha")
+    places = import_in(second, "alpha")
+
+    assert handed.samefile(compiled)
+    assert places == [str(second.path / "lib" / f"python{PYTHON}" / "site-packages" / "alpha.py")] * 2
+    assert handed.samefile(compiled)  # and was used
+    assert not compiled_of(second, "beta")
+
+
+def test_what_was_compiled_from_another_file_is_not_handed_on(builds: Builds, tmp_path: Path) -> None:
+    line = f"gamma @ file://{make_wheel(tmp_path / 'own', 'gamma')}"
+    first = builds.build([line])
+    import_in(first, "gamma")
+    make_wheel(tmp_path / "own", "gamma", size=10)  # of the same version
+
+    second = builds.build([line])
+
+    assert compiled_of(first, "gamma")
+    assert not compiled_of(second, "gamma")
+
+
+def test_compiled_modules_that_cannot_be_handed_on_keep_nothing_from_being_built(builds: Builds) -> None:
+    first = builds.build(["alpha"])
+    (module,) = first.path.rglob("alpha.py")
+    (module.parent / "__pycache__").write_text("no folder")
+
+    second = builds.build(["beta"])
+
+    assert version_in(second, "beta") == "1.0"
+
+
 def test_an_environment_without_interpreter_is_not_found_but_built_again(builds: Builds) -> None:
     """The Python that it was made of may have been removed from the host."""
     built = builds.build(["alpha"])

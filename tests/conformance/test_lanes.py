@@ -35,6 +35,7 @@ def echo(agent_host: Any) -> Any:
         elif what == "big":
             return bytes(value)
         elif what == "pid":
+            time.sleep(value or 0)
             return os.getpid()
         return value
 
@@ -166,7 +167,7 @@ def test_calls_from_two_threads_are_kept_apart(echo: Any) -> None:
 
 def test_background_calls_have_the_worker_back(agent_host: Any, echo: Any) -> None:
     worker = echo("pid")
-    runs = [echo.submit("pid") for _ in range(5)]
+    runs = [echo.submit("pid", 0.3) for _ in range(5)]  # more than another worker is done with at once
 
     assert worker in {run.result(timeout=20) for run in runs}
     in_lane(agent_host, echo)

@@ -53,7 +53,9 @@ def make_wheel(
             wheel.writestr(f"{about}/entry_points.txt", f"[console_scripts]\n{command} = {name}:main\n")
         wheel.writestr(f"{about}/METADATA", "\n".join([*metadata, ""]))
         wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{about}/RECORD", "")
+        wheel.writestr(
+            f"{about}/RECORD", "".join(f"{path},,\n" for path in [*wheel.namelist(), f"{about}/RECORD"])
+        )
     return path
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Optional
 
 from fal_agent.requirements import distribution_name, local_path
 from fal_agent.server.environments.command import Supervision
+from fal_agent.server.environments.compiled import hand_on
 from fal_agent.server.environments.disk import remove_folder, write_whole
 from fal_agent.server.environments.explain import explained, is_build_failure, is_no_room, is_offline
 from fal_agent.server.environments.locking import held
@@ -36,6 +37,7 @@ __all__ = ["WAITING", "Builder", "Environment", "Folders", "Job", "open_environm
 
 _log = logging.getLogger(__name__)
 _MARKER = ".complete"
+_DONORS = 8  # environments that are asked for compiled modules
 _NAMED = 3  # distributions whose names are shown
 WAITING = "waiting for another build of the same environment"
 
@@ -80,6 +82,14 @@ class Folders:
     def marker(self, name: str) -> Path:
         """The file that says that an environment is whole; its time is that of the last use."""
         return self.environments / name / _MARKER
+
+    def latest_used(self) -> list[Path]:
+        """The folders of the environments that are whole, those used last first."""
+        used = []
+        for marker in self.environments.glob(f"*/{_MARKER}"):
+            with contextlib.suppress(FileNotFoundError):  # it is being removed
+                used.append((marker.stat().st_mtime, marker.parent))
+        return [folder for _, folder in sorted(used, reverse=True)]
 
     def lock(self, key: str) -> Path:
         """What a spec resolved to."""
@@ -314,8 +324,18 @@ class Builder:
         for count, pins in enumerate(steps, 1):
             if pins:
                 self._install(pins, folder / "bin" / "python", supervision, isolated=count == 1)
+        if not self._job.compile_bytecode:
+            self._hand_on_compiled(folder)
         about = {"python": lock.version, "packages": len(lock.packages), "made_at": time.time()}
         write_whole(folder / _MARKER, json.dumps(about))
+
+    def _hand_on_compiled(self, folder: Path) -> None:
+        try:
+            count = hand_on(folder, self._folders.latest_used()[:_DONORS])
+        except OSError as error:  # the environment does without, as the first one did
+            _log.warning("no compiled modules for %s: %s", folder, error)
+        else:
+            _log.info("%d compiled modules for %s", count, folder)
 
     def _install(self, pins: list[str], python: Path, supervision: Supervision, *, isolated: bool) -> None:
         """Install from uv's cache if everything is there, which is quicker and needs no network."""
