@@ -24,9 +24,13 @@ NAMES = {
     ".ref": "get_current_app",
     ".toolkit": "File Image Video Audio CompressedFile download_file download_model_weights clone_repository "
     "FAL_PERSISTENT_DIR FAL_MODEL_WEIGHTS_DIR FAL_REPOSITORY_DIR get_gpu_type load_inductor_cache "
-    "sync_inductor_cache synchronized_inductor_cache ImageSizeInput get_image_size",
+    "sync_inductor_cache synchronized_inductor_cache ImageSizeInput get_image_size FalBaseModel Field Hidden",
+    ".toolkit.audio": "Audio",
+    ".toolkit.compilation": "load_inductor_cache sync_inductor_cache synchronized_inductor_cache",
     ".toolkit.file": "File CompressedFile",
     ".toolkit.image": "Image ImageSize ImageSizeInput get_image_size",
+    ".toolkit.pydantic": "FalBaseModel Field Hidden",
+    ".toolkit.video": "Video",
     ".toolkit.utils": "download_file download_model_weights clone_repository",
 }
 

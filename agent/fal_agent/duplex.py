@@ -133,7 +133,10 @@ class Duplex:
         except (OSError, EOFError, ProtocolError) as error:
             problem = None if self._closed else error
         finally:
-            self._on_close(problem)
+            try:
+                self._on_close(problem)
+            finally:
+                self._stream.close()
 
 
 @contextmanager

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
         Audio,
         CompressedFile,
         DownloadError,
+        FalBaseModel,
+        Field,
         File,
         FileTooLargeError,
+        Hidden,
         Image,
         ImageSize,
         ImageSizeInput,
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
         synchronized_inductor_cache,
         upload_image,
     )
-    from fal_notebook.toolkit import file, image, utils
+    from fal_notebook.toolkit import audio, compilation, file, image, pydantic, utils, video
 
     FAL_PERSISTENT_DIR: Path
     FAL_MODEL_WEIGHTS_DIR: Path
@@ -47,14 +50,19 @@ __all__ = [
     "Audio",
     "CompressedFile",
     "DownloadError",
+    "FalBaseModel",
+    "Field",
     "File",
     "FileTooLargeError",
+    "Hidden",
     "Image",
     "ImageSize",
     "ImageSizeInput",
     "ImageSizePreset",
     "Video",
+    "audio",
     "clone_repository",
+    "compilation",
     "download_file",
     "download_model_weights",
     "file",
@@ -62,13 +70,15 @@ __all__ = [
     "get_image_size",
     "image",
     "load_inductor_cache",
+    "pydantic",
     "sync_inductor_cache",
     "synchronized_inductor_cache",
     "upload_image",
     "utils",
+    "video",
 ]
 
-_MODULES = ("file", "image", "utils")
+_MODULES = ("audio", "compilation", "file", "image", "pydantic", "utils", "video")
 
 
 def __getattr__(name: str) -> Any:

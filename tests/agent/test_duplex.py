@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import pytest
+from support.waiting import until
 
 from fal_agent.duplex import Duplex, uninterrupted
 from fal_agent.errors import ProtocolError
@@ -24,11 +25,11 @@ class Pair:
     """A duplex on one end of a socket pair, and the bare other end."""
 
     def __init__(self) -> None:
-        ours, self.theirs = socket.socketpair()
+        self.ours, self.theirs = socket.socketpair()
         self.theirs.settimeout(TIMEOUT)
         self.messages: queue.SimpleQueue[tuple[Message, list[bytes]]] = queue.SimpleQueue()
         self.ends: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
-        self.duplex = Duplex(ours, lambda *item: self.messages.put(item), self.ends.put, name="test")
+        self.duplex = Duplex(self.ours, lambda *item: self.messages.put(item), self.ends.put, name="test")
         self.duplex.start()
 
     def close(self) -> None:
@@ -106,6 +107,13 @@ def test_a_clean_end_is_no_problem_and_half_a_message_is(pair: Pair) -> None:
     other.theirs.close()
     assert isinstance(other.ends.get(timeout=TIMEOUT), EOFError)
     other.close()
+
+
+def test_a_stream_that_the_other_side_has_ended_is_closed(pair: Pair) -> None:
+    pair.theirs.close()
+
+    assert pair.ends.get(timeout=TIMEOUT) is None
+    until(lambda: pair.ours.fileno() == -1)
 
 
 def test_nonsense_ends_the_connection_with_a_protocol_error(pair: Pair) -> None:

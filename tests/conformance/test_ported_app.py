@@ -59,6 +59,13 @@ def test_models_dependencies_and_headers(url: str) -> None:
         assert post(url, json=wrong).status_code == 422
 
 
+def test_the_schema_says_how_a_form_is_to_show_it(url: str) -> None:
+    schemas = http.get(f"{url}/openapi.json", timeout=SECONDS).json()["components"]["schemas"]
+
+    assert list(schemas["Input"]["properties"]) == ["prompt", "style", "count", "format", "seed", "trace"]
+    assert schemas["Input"]["properties"]["trace"]["ui"] == {"hidden": True}
+
+
 def test_failures(url: str) -> None:
     answers = {kind: post(f"{url}/fail", json={"kind": kind}) for kind in ("http", "app", "field", "other")}
 

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 import fal_notebook as fal
 from fal_notebook.exceptions import AppException, FieldException
-from fal_notebook.toolkit import File
+from fal_notebook.toolkit import FalBaseModel, File, Hidden
 
 logger = logging.getLogger(__name__)
 lock = threading.Lock()
@@ -38,9 +38,10 @@ class Style(str, Enum):
     fancy = "fancy"
 
 
-class Input(BaseModel):
+class Input(FalBaseModel):
     """What is wanted."""
 
+    FIELD_ORDERS = ["prompt", "style"]
     model_config = ConfigDict(extra="forbid")
 
     prompt: str = Field(description="The prompt", examples=["a cat"])
@@ -48,6 +49,7 @@ class Input(BaseModel):
     style: Style = Style.plain
     format: Literal["png", "jpeg"] = "png"
     seed: int | None = None
+    trace: bool = Hidden(Field(default=False))
 
     @field_validator("prompt")
     @classmethod

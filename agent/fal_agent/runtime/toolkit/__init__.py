@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         sync_inductor_cache,
         synchronized_inductor_cache,
     )
+    from fal_agent.runtime.toolkit.model import FalBaseModel, Field, Hidden
     from fal_agent.runtime.toolkit.repositories import clone_repository
 
     FAL_PERSISTENT_DIR: Path
@@ -41,8 +42,11 @@ __all__ = [
     "Audio",
     "CompressedFile",
     "DownloadError",
+    "FalBaseModel",
+    "Field",
     "File",
     "FileTooLargeError",
+    "Hidden",
     "Image",
     "ImageSize",
     "ImageSizeInput",
@@ -63,8 +67,11 @@ _HOME = {
     "Audio": "fal_agent.runtime.toolkit.file",
     "CompressedFile": "fal_agent.runtime.toolkit.file",
     "DownloadError": "fal_agent.errors",
+    "FalBaseModel": "fal_agent.runtime.toolkit.model",
+    "Field": "fal_agent.runtime.toolkit.model",
     "File": "fal_agent.runtime.toolkit.file",
     "FileTooLargeError": "fal_agent.errors",
+    "Hidden": "fal_agent.runtime.toolkit.model",
     "Image": "fal_agent.runtime.toolkit.image",
     "ImageSize": "fal_agent.runtime.toolkit.image_size",
     "ImageSizeInput": "fal_agent.runtime.toolkit.image_size",
