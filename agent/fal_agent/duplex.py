@@ -55,7 +55,8 @@ class Duplex:
         # like everyone, and gives `_next` back before each part, so whoever waits comes first.
         self._writing, self._next, self._bulk = threading.Lock(), threading.Lock(), threading.Lock()
         self._reader = threading.Thread(target=self._read, name=name, daemon=True)
-        self._closed = False
+        self._closed = False  # by us
+        self._has_ended = False  # nothing more can be read
 
     def start(self) -> None:
         """Begin to read."""
@@ -115,6 +116,10 @@ class Duplex:
             self._writing.acquire()
         try:
             self._stream.sendall(data)
+        except OSError as error:
+            if self._has_ended:
+                raise BrokenPipeError("the connection is closed") from error
+            raise
         finally:
             self._writing.release()
 
@@ -133,6 +138,7 @@ class Duplex:
         except (OSError, EOFError, ProtocolError) as error:
             problem = None if self._closed else error
         finally:
+            self._has_ended = True
             try:
                 self._on_close(problem)
             finally:
