@@ -79,6 +79,7 @@ class Duplex:
         data: Buffer,
         *,
         part_size: int = PART_SIZE,
+        start: int = 0,
         stop: Callable[[], bool] = bool,
         sent: Optional[Callable[[int], None]] = None,
     ) -> None:
@@ -88,12 +89,13 @@ class Duplex:
             name: the blob's name.
             data: its bytes.
             part_size: bytes of the first part; later ones grow or shrink with what the line carries.
+            start: where to begin, in bytes: what is before it has arrived already.
             stop: asked before each part; when it says yes the rest is not sent.
             sent: told after each part how many bytes it had.
         """
         view = memoryview(data).cast("B")
-        size, offset, pace = len(view), 0, Pace(part_size)
-        while offset < size or offset == 0:
+        size, offset, pace = len(view), start, Pace(part_size)
+        while offset < size or size == offset == 0:
             if stop():
                 return
             part = view[offset : offset + pace.part_size]

@@ -2,7 +2,7 @@
 
 Runs in the notebook. Data has a name, and goes once: what the agent has is known until it says otherwise. An
 agent on this machine shares its folder of blobs, and then nothing travels; else it goes in parts beside
-everything else.
+everything else, and after a break on from what has arrived.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ __all__ = ["BlobTraffic"]
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _PIECE = 64 << 20  # bytes written at once
+_LARGE = 4 << 20  # bytes from which it is worth a round trip to ask how much of a blob the agent has
 
 
 class BlobTraffic:
@@ -38,6 +39,7 @@ class BlobTraffic:
         duplex: the connection.
         part_size: bytes of one part of a blob that is sent.
         folder: where the agent keeps blobs, if this process can read and write there.
+        arrived: asks the agent how many bytes it has of a blob, by its name and size.
         broken: makes the error to raise when the connection takes no bytes.
 
     Attributes:
@@ -50,10 +52,12 @@ class BlobTraffic:
         *,
         part_size: int,
         folder: Path | None,
+        arrived: Callable[[str, int], int],
         broken: Callable[[OSError], LinkLostError],
     ) -> None:
         self.known: set[str] = set()
         self._duplex, self._part_size, self._folder, self._broken = duplex, part_size, folder, broken
+        self._arrived = arrived
         self._incoming: dict[str, tuple[bytearray, int]] = {}  # what has come of a blob, and its size
         self._turns: dict[str, threading.Lock] = {}  # by blob
         self._naming = threading.Lock()
@@ -70,7 +74,7 @@ class BlobTraffic:
             name: of the blob.
             data: all of it.
             stop: whether to give up, asked between two parts.
-            sent: told how many bytes have gone, part by part.
+            sent: told how many bytes have gone, part by part; first of all those that were there.
 
         Raises:
             LinkLostError: the connection broke.
@@ -95,8 +99,12 @@ class BlobTraffic:
         if self._folder is not None:
             _write(self._folder, name, data)
             return
+        size = memoryview(data).nbytes
+        start = self._arrived(name, size) if size >= _LARGE else 0
+        if start and sent is not None:
+            sent(start)
         try:
-            self._duplex.send_blob(name, data, part_size=self._part_size, stop=stop, sent=sent)
+            self._duplex.send_blob(name, data, part_size=self._part_size, start=start, stop=stop, sent=sent)
         except OSError as error:
             raise self._broken(error) from None
 

@@ -64,6 +64,7 @@ __all__ = ["AgentClient", "client_id"]
 _KERNEL = uuid.uuid4().hex
 
 _GREETING_TIMEOUT = 20.0  # seconds
+_ANSWER_TIMEOUT = 60.0  # seconds: a slow line is busy with what else is sent
 _KEPT_TEMPLATES = 1024  # fewer than the agent keeps
 _PING_EVERY = 3.0  # seconds without a word after which the agent is asked whether it is there
 _SILENCE_LIMIT = 12.0  # seconds without a word after which the connection counts as lost
@@ -120,7 +121,13 @@ class AgentClient:
         self.on_lost: Callable[[list[AgentExecution], str], None] | None = None
         self.welcome: Welcome | None = None
         self._duplex = Duplex(stream, self._on_message, self._on_close, name=f"fal-{host_name}")
-        self._blobs = BlobTraffic(self._duplex, part_size=part_size, folder=blob_folder, broken=self._broken)
+        self._blobs = BlobTraffic(
+            self._duplex,
+            part_size=part_size,
+            folder=blob_folder,
+            arrived=lambda name, size: int(self.ask("arrived", _ANSWER_TIMEOUT, name=name, size=size)),
+            broken=self._broken,
+        )
         self._duplex.start()
         self._send(Hello(client_id(), part_size, shares_files=blob_folder is not None))
         self._await_welcome()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -15,7 +16,7 @@ import pytest
 
 from fal_agent.errors import ProtocolError, ResourceError
 from fal_agent.server import blobs as blobs_module
-from fal_agent.server.blobs import SPARE_BYTES, BlobStore
+from fal_agent.server.blobs import SPARE_BYTES, STALE_SECONDS, BlobStore
 from fal_agent.server.proc import identity
 
 if TYPE_CHECKING:
@@ -160,17 +161,63 @@ def test_two_who_send_the_same_blob_at_once_do_not_meet(store: BlobStore) -> Non
     assert incoming(store) == []
 
 
-def test_who_goes_away_leaves_nothing_of_unfinished_blobs(store: BlobStore) -> None:
-    store.write("a", 0, 10, b"1", writer="w1")
-    store.write("b", 0, 10, b"2", writer="w1")
-    store.write("a", 0, 10, b"3", writer="w2")
+def test_an_unfinished_blob_waits_for_whoever_goes_on_with_it(store: BlobStore) -> None:
+    store.write("a", 0, 10, b"012", writer="one/1")
+    store.abandon("one/1")
 
-    store.abort("b", writer="w1")
-    assert len(incoming(store)) == 2
-    store.abandon("w1")
+    assert not store.has("a")
+    assert store.arrived("a", 11, writer="two/1") == 0  # another size
+    assert store.arrived("a", 10, writer="two/1") == 3
+    assert store.write("a", 3, 10, b"3456789", writer="two/1")
+    assert content(store, "a") == b"0123456789"
+    assert store.arrived("a", 10, writer="three/1") == 10
+    assert incoming(store) == []
+
+
+def test_a_client_goes_on_with_what_an_earlier_connection_of_it_began(store: BlobStore) -> None:
+    """The host may not have noticed yet that the earlier one is gone, and gets the end of what it sent."""
+    store.write("a", 0, 10, b"0123", writer="one/1")
+
+    assert store.arrived("a", 10, writer="two/1") == 0  # somebody else's
+    assert store.arrived("a", 10, writer="one/2") == 4
+    with pytest.raises(ProtocolError):
+        store.write("a", 4, 10, b"45", writer="one/1")
+    store.abandon("one/1")
+
+    assert store.arrived("a", 10, writer="one/2") == 4
+    assert store.write("a", 4, 10, b"456789", writer="one/2")
+
+
+def test_the_longest_piece_is_kept_and_who_begins_anew_may(store: BlobStore) -> None:
+    for number, piece in enumerate((b"01", b"0123", b"0")):
+        store.write("a", 0, 10, piece, writer=f"one/{number}")
+        store.abandon(f"one/{number}")
 
     assert len(incoming(store)) == 1
-    assert store.write("a", 1, 10, b"123456789", writer="w2")
+    put(store, "a", b"0123456789", part=4, writer="two/1")
+    assert content(store, "a") == b"0123456789"
+    assert store.arrived("b", 10, writer="two/1") == 0
+
+
+def test_what_was_left_goes_when_nobody_comes_or_room_is_short(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        store.write(name, 0, 10, b"012", writer="one/1")
+        store.abandon("one/1")
+    (first, _) = incoming(store)
+    long_ago = time.time() - 2 * STALE_SECONDS
+    os.utime(first, (long_ago, long_ago))
+
+    store.prune()
+    assert not first.exists()
+    assert len(incoming(store)) == 1
+
+    usage = shutil.disk_usage(store.root)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=SPARE_BYTES + 5))
+    with pytest.raises(ResourceError):
+        store.write("c", 0, 10, b"0", writer="two/1")
+    assert incoming(store) == []
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
+import hashlib
+import random
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -102,16 +104,43 @@ def test_a_restarted_server_is_found_again(far: SSHHost, ssh_server: SSHServer) 
     assert one() == 1
 
 
-def test_a_large_upload_that_breaks_is_made_again(far: SSHHost, ssh_server: SSHServer) -> None:
-    @fal.function(host=far)
-    def size(data: bytes) -> int:
-        return len(data)
+def test_a_large_upload_that_breaks_goes_on_from_what_has_arrived(
+    far: SSHHost, ssh_server: SSHServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    ask = AgentClient.ask
 
-    assert size(b"x") == 1
-    run = size.submit(bytes(300_000_000))
+    def listening(client: AgentClient, question: str, timeout: float, **arguments: Any) -> Any:
+        answer = ask(client, question, timeout, **arguments)
+        if question == "arrived":
+            asked.append(answer)
+        return answer
+
+    def has_arrived(size: int) -> bool:
+        pieces = ssh_server.home.glob(".fal_notebook/**/incoming/*")
+        return any(piece.stat().st_size >= size for piece in pieces)
+
+    @fal.function(host=far)
+    def digest(data: bytes) -> str:
+        import hashlib
+
+        return hashlib.sha256(data).hexdigest()
+
+    monkeypatch.setattr(AgentClient, "ask", listening)
+    digest(b"x")
+    data = random.Random(5).randbytes(1_000_000) * 300
+    run = digest.submit(data)
+    until(lambda: has_arrived(20_000_000))
     ssh_server.kill_connections()
 
-    assert run.result(timeout=60) == 300_000_000
+    assert run.result(timeout=60) == hashlib.sha256(data).hexdigest()
+    assert asked[0] == 0
+    assert 20_000_000 <= asked[-1] < len(data)
+
+    another = SSHHost(ssh_server.name)  # as in another notebook
+    assert digest.on(host=another)(data) == run.result()
+    another.close()
+    assert asked[-1] >= len(data)
 
 
 def test_output_goes_on_after_the_last_that_was_seen(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import platform
 import re
@@ -28,7 +29,7 @@ from fal_agent.errors import ProtocolError, ResourceError
 from fal_agent.server.proc import boot_id, identity, is_alive
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
     from fal_agent.framing import Buffer
@@ -67,6 +68,7 @@ class BlobStore:
         self.root, self.budget_bytes = root, budget_bytes
         self._lock = threading.Lock()
         self._incoming: dict[tuple[str, str], _Incoming] = {}  # by writer and name
+        self._left: dict[str, _Incoming] = {}  # by name: what a writer that went away did not finish
         self._refused: dict[tuple[str, str], str] = {}  # why: their other parts are passed over
         self._outboxes: dict[str, Path] = {}
         self._own = root / _WRITERS / (agent or identity())
@@ -87,7 +89,7 @@ class BlobStore:
             offset: where the part begins, in bytes.
             size: of the whole blob, in bytes.
             data: the part's bytes.
-            writer: who sends, so that two who send the same blob do not meet.
+            writer: who sends, as "CLIENT/CONNECTION", so that two who send the same blob do not meet.
 
         Returns:
             True when the blob is whole.
@@ -130,6 +132,35 @@ class BlobStore:
             del self._incoming[writer, name]
             return True
 
+    def arrived(self, name: str, size: int, writer: str = "") -> int:
+        """Say how much of a blob is here, so that its sender goes on from there.
+
+        What was begun by a writer that has gone, or by an earlier connection of this one, is this writer's
+        from now on.
+
+        Args:
+            name: as in `write`; of the same content whoever sends it.
+            size: of the whole blob, in bytes.
+            writer: who will send the rest: "CLIENT/CONNECTION".
+
+        Returns:
+            Bytes, from the front; all of them if the blob is whole.
+
+        Raises:
+            ProtocolError: no possible name.
+        """
+        path = self._file(name)
+        with self._lock:
+            if _size(path) == size and _touch(path):
+                return size
+            if (writer, name) not in self._incoming:
+                self._leave(name, lambda owner: _client_of(owner) == _client_of(writer))
+                if name not in self._left or self._left[name].size != size:
+                    return 0
+                self._incoming[writer, name] = self._left.pop(name)
+                self._refused.pop((writer, name), None)
+            return self._incoming[writer, name].written
+
     def take_refusals(self, names: Collection[str]) -> list[str]:
         """Give the reasons why blobs that came last were not kept; each reason once."""
         wanted = set(names)
@@ -138,17 +169,11 @@ class BlobStore:
             self._refused.update(dict.fromkeys(found, ""))
             return list(found.values())
 
-    def abort(self, name: str, writer: str = "") -> None:
-        """Forget the parts of a blob that came so far."""
-        with self._lock:
-            self._drop(writer, name)
-
     def abandon(self, writer: str) -> None:
-        """Forget every blob that a writer did not finish."""
+        """A writer has gone: what it did not finish stays for a while, for whoever goes on with it."""
         with self._lock:
-            for owner, name in list(self._incoming):
-                if owner == writer:
-                    self._drop(writer, name)
+            for name in [name for owner, name in self._incoming if owner == writer]:
+                self._leave(name, lambda owner: owner == writer)
             self._refused = {key: why for key, why in self._refused.items() if key[0] != writer}
 
     def _begin(self, name: str, offset: int, size: int, writer: str) -> _Incoming:
@@ -157,6 +182,9 @@ class BlobStore:
         self._refused.pop((writer, name), None)
         due = sum(other.size - other.written for other in self._incoming.values())
         free = shutil.disk_usage(self.root).free - SPARE_BYTES - due
+        if size > free and self._left:
+            self._drop_left()
+            free = shutil.disk_usage(self.root).free - SPARE_BYTES - due
         if size > free:
             raise self._refusal(writer, name, size, f"there is room for {max(0, free):,} bytes")
         path = self._own / "incoming" / uuid.uuid4().hex
@@ -174,6 +202,23 @@ class BlobStore:
         )
         self._refused[writer, name] = text
         return ResourceError(text)
+
+    def _leave(self, name: str, is_leaver: Callable[[str], bool]) -> None:
+        """Put what some writers have begun of a blob aside, the longest piece of it."""
+        for key in [key for key in self._incoming if key[1] == name and is_leaver(key[0])]:
+            piece, other = self._incoming.pop(key), self._left.get(name)
+            if other is not None and other.written > piece.written:
+                piece, other = other, piece
+            self._left[name] = piece
+            if other is not None:
+                other.path.unlink()
+
+    def _drop_left(self, before: float = math.inf) -> None:
+        """Forget what was left, if nothing of it came after a time."""
+        for name, piece in list(self._left.items()):
+            if piece.path.stat().st_mtime < before:
+                del self._left[name]
+                piece.path.unlink()
 
     def _drop(self, writer: str, name: str) -> None:
         incoming = self._incoming.pop((writer, name), None)
@@ -292,6 +337,8 @@ class BlobStore:
 
     def _remove_leftovers(self) -> None:
         long_ago = time.time() - STALE_SECONDS
+        with self._lock:
+            self._drop_left(long_ago)
         for folder in (self.root / _WRITERS).iterdir():
             if not is_alive(folder.name):
                 shutil.rmtree(folder, ignore_errors=True)  # another agent may be at it as well
@@ -321,6 +368,10 @@ class BlobStore:
 
     def _file(self, name: str) -> Path:
         return self.root / _checked(name)
+
+
+def _client_of(writer: str) -> str:
+    return writer.rpartition("/")[0]
 
 
 def _checked(name: str) -> str:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Questions"]
 
+_ASK_FOR_THEMSELVES = ("arrived",)  # whose answers depend on the connection
+
 _log = logging.getLogger(__name__)
 
 
@@ -87,7 +89,8 @@ class Questions:
             )
             return
         try:
-            content = await handler(**ask.arguments)
+            asking = {"connection": connection} if ask.question in _ASK_FOR_THEMSELVES else {}
+            content = await handler(**asking, **ask.arguments)
         except (OSError, FalServerlessException, TypeError, ValueError) as error:
             _log.warning("question %s failed", ask.question, exc_info=True)
             connection.send(Answer(ask.request_id, error=str(error)))
@@ -117,6 +120,10 @@ class Questions:
         except ResourceError as error:
             return str(error)
         return None
+
+    async def on_arrived(self, name: str, size: int, *, connection: Connection) -> int:
+        """How many bytes of a blob are here, from which its sender goes on; see `BlobStore.arrived`."""
+        return self._blobs.arrived(name, size, writer=connection.writer)
 
     async def on_usage(self, run_id: str) -> dict[str, Any]:
         """What the worker of a run uses now, see `usage_of`; empty while none has it."""

@@ -61,6 +61,11 @@ class Connection(asyncio.Protocol):
         self.shares_files = False
         self._heard = time.monotonic()
 
+    @property
+    def writer(self) -> str:
+        """Who sends blobs on this connection, as `BlobStore` tells senders apart."""
+        return f"{self.client_id}/{id(self)}"
+
     # ------------------------------------------------------------ what asyncio calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

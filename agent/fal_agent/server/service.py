@@ -141,7 +141,7 @@ class Service:
         if connection not in self.connections:
             return
         self.connections.remove(connection)
-        self._blobs.abandon(str(id(connection)))
+        self._blobs.abandon(connection.writer)
         self.lanes.lost(connection)
         for run in self.active_runs():
             was_attended = run.connection is not None
@@ -180,7 +180,7 @@ class Service:
     def _blob_part(self, connection: Connection, message: BlobPart, buffers: list[bytes]) -> None:
         data = buffers[0] if buffers else b""
         try:
-            self._blobs.write(message.blob, message.offset, message.size, data, writer=str(id(connection)))
+            self._blobs.write(message.blob, message.offset, message.size, data, writer=connection.writer)
         except (OSError, ResourceError) as error:
             # The submit that names the blob will find it missing, and say why.
             _log.warning("blob %s cannot be kept: %s", message.blob, error)
