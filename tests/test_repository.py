@@ -23,6 +23,7 @@ NEED_PACKAGES = {
     "runtime/toolkit/file.py",
     "runtime/toolkit/image.py",
     "runtime/toolkit/image_size.py",
+    "runtime/toolkit/model.py",
 }
 
 LOAD_BARE = """

@@ -28,8 +28,10 @@ NAMES = [
     ),
     *("download_model_weights", "get_gpu_type", "load_inductor_cache", "sync_inductor_cache"),
     *("synchronized_inductor_cache", "upload_image"),
-    *("ImageSize", "ImageSizeInput", "ImageSizePreset", "get_image_size"),
+    *("ImageSize", "ImageSizeInput", "ImageSizePreset", "get_image_size", "FalBaseModel", "Field", "Hidden"),
 ]
+
+MODULES = ("audio", "compilation", "file", "image", "pydantic", "utils", "video")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -41,7 +43,7 @@ def test_every_name_is_the_same_in_both_packages(name: str) -> None:
 
 def test_nothing_else_is_offered() -> None:
     assert sorted(toolkit.__all__) == sorted(NAMES)
-    assert sorted(fal.toolkit.__all__) == sorted([*NAMES, "file", "image", "utils"])
+    assert sorted(fal.toolkit.__all__) == sorted([*NAMES, *MODULES])
 
 
 @pytest.mark.parametrize("module", [toolkit, fal.toolkit])
