@@ -39,6 +39,9 @@ class Duplex:
         on_close: called once, in the reading thread, when the stream has ended; its argument is what
             went wrong, or None after a clean end.
         name: for the reading thread.
+
+    Attributes:
+        has_ended: whether every message has been handed out that will ever come.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class Duplex:
         self._writing, self._next, self._bulk = threading.Lock(), threading.Lock(), threading.Lock()
         self._reader = threading.Thread(target=self._read, name=name, daemon=True)
         self._closed = False  # by us
-        self._has_ended = False  # nothing more can be read
+        self.has_ended = False
 
     def start(self) -> None:
         """Begin to read."""
@@ -119,7 +122,7 @@ class Duplex:
         try:
             self._stream.sendall(data)
         except OSError as error:
-            if self._has_ended:
+            if self.has_ended:
                 raise BrokenPipeError("the connection is closed") from error
             raise
         finally:
@@ -140,7 +143,7 @@ class Duplex:
         except (OSError, EOFError, ProtocolError) as error:
             problem = None if self._closed else error
         finally:
-            self._has_ended = True
+            self.has_ended = True
             try:
                 self._on_close(problem)
             finally:

@@ -46,6 +46,7 @@ from fal_agent.messages.requests import (
     PART_SIZE,
     Ack,
     Answer,
+    Arrived,
     Ask,
     Attach,
     BlobPart,
@@ -98,6 +99,7 @@ __all__ = [
     "Adopt",
     "Answer",
     "AppSpec",
+    "Arrived",
     "Ask",
     "Attach",
     "Begun",
@@ -162,9 +164,9 @@ WINDOW = 1 << 20  # bytes of events of one run that may be unacknowledged
 
 Event = Union[Stage, Log, Display, Clear, Progress, Prompt, Comm, Item, Serving, Result, Failure]
 Message = Union[
-    Hello, Submit, Attach, BlobPart, Ack, Interrupt, Cancel, Kill, Reply, Seen, Ask, Ping, Welcome, Need,
-    Want, Answer, Pong, Stage, Log, Display, Clear, Progress, Prompt, Comm, Item, Result, Failure, Ready,
-    Execute,
+    Hello, Submit, Arrived, Attach, BlobPart, Ack, Interrupt, Cancel, Kill, Reply, Seen, Ask, Ping, Welcome,
+    Need, Want, Answer, Pong, Stage, Log, Display, Clear, Progress, Prompt, Comm, Item, Result, Failure,
+    Ready, Execute,
     Serving, Activity, Unwell, Runners, Load, Sick,
     Lane, LaneClosed, Lend, Lent, Listening, Recall, Returned, Adopt, Moved, Begun,
     Look, Found,

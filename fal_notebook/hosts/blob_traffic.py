@@ -124,6 +124,18 @@ class BlobTraffic:
             raise ProtocolError("data came out of order, or more of it than was announced")
         whole += data  # what was announced but does not come takes no memory
 
+    def take_over(self, earlier: BlobTraffic) -> dict[str, int]:
+        """Keep what came of blobs on an earlier connection of ours, which has broken.
+
+        Returns:
+            Bytes of each that are new here, by name: the agent is to send what follows.
+        """
+        if earlier is self or not earlier._duplex.has_ended:  # then more of them may come there
+            return {}
+        taken, earlier._incoming = earlier._incoming, {}
+        self._incoming.update(taken)
+        return {name: len(whole) for name, (whole, _) in taken.items()}
+
     def parts(self, refs: Iterable[int | str], buffers: list[bytes]) -> list[Buffer]:
         """Give what an event refers to: buffers beside it by their index, blobs by their name.
 

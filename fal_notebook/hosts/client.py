@@ -28,6 +28,7 @@ from fal_agent.errors import (
 from fal_agent.wire import (
     INLINE_LIMIT,
     Answer,
+    Arrived,
     Ask,
     Attach,
     BlobPart,
@@ -87,6 +88,7 @@ class AgentClient:
         heartbeat: whether to watch that the other side answers.
 
     Attributes:
+        blobs: what travels beside messages.
         on_lost: gets the calls that were going on when the connection broke, and why it did; None: they fail.
 
     Raises:
@@ -121,7 +123,7 @@ class AgentClient:
         self.on_lost: Callable[[list[AgentExecution], str], None] | None = None
         self.welcome: Welcome | None = None
         self._duplex = Duplex(stream, self._on_message, self._on_close, name=f"fal-{host_name}")
-        self._blobs = BlobTraffic(
+        self.blobs = BlobTraffic(
             self._duplex,
             part_size=part_size,
             folder=blob_folder,
@@ -169,7 +171,7 @@ class AgentClient:
         """
         if self._closed.is_set():
             raise self._lost_error()
-        execution.client, execution.let_go = self, None
+        earlier, execution.client, execution.let_go = execution.client, self, None
         with self._sharing:
             other = self._executions.get(execution.run_id)  # that somebody here attached meanwhile
             if other is not None and other is not execution:
@@ -178,6 +180,9 @@ class AgentClient:
                     execution.shown_first = other.last_seq
             self._executions[execution.run_id] = execution
         try:
+            arrived = self.blobs.take_over(earlier.blobs)
+            if arrived:
+                self._send(Arrived(arrived))
             parcel, wish = execution.parcel, execution.wish
             if parcel is None or wish is not None:
                 seen = min(e.last_seq for e in (execution, *execution.copies))
@@ -252,7 +257,7 @@ class AgentClient:
         message, buffers = answer
         if isinstance(message, (Result, Failure)):  # else it was moved to the agent
             _take_variables(message, buffers)
-            execution.outcome = Received(message, self._blobs.parts(message.data, buffers))
+            execution.outcome = Received(message, self.blobs.parts(message.data, buffers))
             self._executions.pop(execution.run_id, None)
 
     def dial(self, path: str) -> ByteStream:
@@ -338,7 +343,7 @@ class AgentClient:
 
     def _send_all(self, execution: AgentExecution, parcel: Parcel) -> None:
         """Send a call to the agent, after what it needs."""
-        if self._blobs.known.issuperset(parcel.blobs) and not self._function_needs_blobs(parcel):
+        if self.blobs.known.issuperset(parcel.blobs) and not self._function_needs_blobs(parcel):
             self._send_submit(execution)
         else:
             threading.Thread(
@@ -443,7 +448,7 @@ class AgentClient:
         telling = UploadProgress(execution, sum(len(memoryview(data).cast("B")) for data in blobs.values()))
         try:
             for name, data in blobs.items():
-                self._blobs.send_once(name, data, lambda: execution.withdrawn, telling.sent)
+                self.blobs.send_once(name, data, lambda: execution.withdrawn, telling.sent)
                 if execution.withdrawn:
                     return
             self._send_submit(execution)
@@ -468,14 +473,14 @@ class AgentClient:
         """
         if self._closed.is_set():
             raise self._lost_error()
-        self._blobs.bring(name, data, stop.is_set)
+        self.blobs.bring(name, data, stop.is_set)
 
     # ------------------------------------------------------------ the reading thread
 
     def _on_message(self, message: Message, buffers: list[bytes]) -> None:
         self._heard = time.monotonic()
         if isinstance(message, BlobPart):
-            self._blobs.take_part(message, buffers)
+            self.blobs.take_part(message, buffers)
         elif isinstance(message, Need):
             self._send_again(message)
         elif isinstance(message, Want):
@@ -504,7 +509,7 @@ class AgentClient:
                 return
             execution.parcel = None
             parts = (
-                buffers if isinstance(event, Log) else self._blobs.parts(getattr(event, "data", ()), buffers)
+                buffers if isinstance(event, Log) else self.blobs.parts(getattr(event, "data", ()), buffers)
             )
             if isinstance(event, (Result, Failure)):
                 self._end(execution, seeing)
@@ -532,7 +537,7 @@ class AgentClient:
         if execution is None or execution.parcel is None:
             return
         self._functions.discard(execution.parcel.call.function or "")
-        self._blobs.known.difference_update(need.names)
+        self.blobs.known.difference_update(need.names)
         with self._naming:
             self._templates.pop(id(execution.parcel.call), None)
         execution.sent = False  # it was turned away, so it does not run

@@ -104,19 +104,19 @@ def test_an_array_that_was_sent_once_is_not_sent_again(agent_host: Host) -> None
 
     client: Any = agent_host.connect()  # type: ignore[attr-defined]
     sent: list[str] = []
-    original = client._blobs._send
+    original = client.blobs._send
 
     def counting(name: str, *arguments: Any) -> None:
         sent.append(name)
         original(name, *arguments)
 
-    client._blobs._send = counting
+    client.blobs._send = counting
     try:
         first, second = total(array), total(array)
         array[0] += 1
         third = total(array)
     finally:
-        del client._blobs._send
+        del client.blobs._send
 
     assert first == second == pytest.approx(third - 1)
     assert len(sent) == len(set(sent)) == 2
@@ -131,7 +131,7 @@ def test_data_that_cannot_be_sent_ends_the_call(agent_host: Host, monkeypatch: p
         return float(value.sum())
 
     client: Any = agent_host.connect()  # type: ignore[attr-defined]
-    monkeypatch.setattr(client._blobs, "_send", fail)
+    monkeypatch.setattr(client.blobs, "_send", fail)
     monkeypatch.setattr("threading.excepthook", lambda _: None)
 
     with pytest.raises(fal.exceptions.LinkLostError, match="could not be sent: no room"):

@@ -13,8 +13,9 @@ import pytest
 from support.waiting import until
 
 import fal_notebook as fal
-from fal_agent.wire import Cancel, Message, Need
+from fal_agent.wire import BlobPart, Cancel, Message, Need
 from fal_notebook import exceptions
+from fal_notebook.hosts.blob_traffic import BlobTraffic
 from fal_notebook.hosts.client import AgentClient
 from fal_notebook.hosts.ssh import SSHHost
 
@@ -141,6 +142,32 @@ def test_a_large_upload_that_breaks_goes_on_from_what_has_arrived(
     assert digest.on(host=another)(data) == run.result()
     another.close()
     assert asked[-1] >= len(data)
+
+
+def test_a_large_result_that_breaks_goes_on_from_what_has_arrived(
+    far: SSHHost, ssh_server: SSHServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[tuple[int, int]] = []
+    take_part = BlobTraffic.take_part
+
+    def listening(blobs: BlobTraffic, message: BlobPart, buffers: list[bytes]) -> None:
+        parts.append((message.offset, len(buffers[0])))
+        take_part(blobs, message, buffers)
+
+    @fal.function(host=far)
+    def make(size: int) -> bytes:
+        return bytes(range(250)) * (size // 250)
+
+    monkeypatch.setattr(BlobTraffic, "take_part", listening)
+    make(250)
+    for _ in range(2):  # a first call has events of its own before its result, a warm one may have none
+        parts.clear()
+        run = make.submit(300_000_000)
+        until(lambda: parts and parts[-1][0] >= 20_000_000)
+        ssh_server.kill_connections()
+
+        assert run.result(timeout=60) == bytes(range(250)) * 1_200_000
+        assert sum(size for _, size in parts) < 1.05 * 300_000_000
 
 
 def test_output_goes_on_after_the_last_that_was_seen(

@@ -1,4 +1,7 @@
-"""A kernel dies under a long cell: the next one shows its output, in a browser as a person sees it."""
+"""A kernel dies under a long cell: the next one shows its output, in a browser as a person sees it.
+
+`FAL_TEST_CELL_SECONDS=600` has the cell run for ten minutes.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
+import pytest
 from support.jupyterlab import NEEDS_CHROMIUM
 from support.waiting import is_alive, until
 
@@ -14,7 +18,10 @@ if TYPE_CHECKING:
 
     from support.jupyterlab import Lab
 
-pytestmark = NEEDS_CHROMIUM
+SECONDS = float(os.environ.get("FAL_TEST_CELL_SECONDS") or 1)  # that the cell runs, more or less
+LINES = 20 if SECONDS < 60 else 200  # that it prints in that time
+
+pytestmark = [NEEDS_CHROMIUM, pytest.mark.timeout(120 + 3 * SECONDS)]
 
 LOAD = "%load_ext fal_notebook\nimport os\nprint('kernel', os.getpid())"
 LONG = """%%fal
@@ -29,7 +36,7 @@ while not (folder / 'go').exists():
     print('line', number, flush=True)
     bar.update(HTML(f'<b>step {number}</b>'))
     (folder / 'said').write_text(str(number))
-    time.sleep(0.05)
+    time.sleep(STEP)
 print('the end')"""
 
 
@@ -38,21 +45,24 @@ def test_a_killed_kernels_cell_is_shown_and_goes_on(lab: Lab, tmp_path: Path) ->
         text = (tmp_path / "said").read_text() if (tmp_path / "said").exists() else ""
         return int(text or 0)
 
-    lab.write("long.ipynb", [LOAD, LONG.replace("FOLDER", str(tmp_path))])
+    cell = LONG.replace("FOLDER", str(tmp_path)).replace("STEP", str(SECONDS / LINES))
+    lab.write("long.ipynb", [LOAD, cell])
     lab.open("long.ipynb")
     lab.run_all()
     lab.output(1).get_by_text("line 3").wait_for()
+    until(lambda: said() > LINES / 2, seconds=60 + SECONDS)
     pid = int(lab.output(0).inner_text().split("kernel")[-1].split()[0])
     os.kill(pid, signal.SIGKILL)
     until(lambda: not is_alive(pid))
     killed_at = until(said)
-    until(lambda: said() > killed_at + 5)
+    until(lambda: said() > killed_at + LINES / 4, seconds=60 + SECONDS)
 
     lab.open("long.ipynb")
     lab.run_all()
     lab.output(1).get_by_text("has been running on local since").wait_for()
     lab.output(1).get_by_text(f"line {killed_at}").first.wait_for()
     shown_at = said()
+    until(lambda: said() > shown_at + LINES / 4, seconds=60 + SECONDS)
     lab.output(1).get_by_text(f"line {shown_at + 5}").first.wait_for()  # it goes on
     (tmp_path / "go").touch()
     lab.output(1).get_by_text("the end").wait_for()

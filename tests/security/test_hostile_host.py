@@ -150,7 +150,7 @@ def test_announcing_much_takes_no_memory() -> None:
     client.submit(call(), lambda _: None, "run")
     time.sleep(0.2)
 
-    assert sum(len(whole) for whole, _ in client._blobs._incoming.values()) == 400
+    assert sum(len(whole) for whole, _ in client.blobs._incoming.values()) == 400
     client.close()
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "PART_SIZE",
     "Ack",
     "Answer",
+    "Arrived",
     "Ask",
     "Attach",
     "BlobPart",
@@ -72,6 +73,14 @@ class Attach:
     run_id: str
     after: int = 0
     resumes: bool = False  # the connection that the run's events went to before has broken
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """What the notebook has of blobs that the last connection broke off: they are sent on from there."""
+
+    type: ClassVar[str] = "arrived"
+    blobs: dict[str, int]  # by name: bytes, from the front
 
 
 @dataclass(frozen=True)

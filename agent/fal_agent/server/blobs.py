@@ -276,10 +276,10 @@ class BlobStore:
         """Bytes of a blob; None if it is not here."""
         return _size(self._file(name))
 
-    def parts_with_size(self, name: str, part_size: int) -> Iterator[tuple[int, int, bytes]]:
-        """Pieces of a blob in order: offset, bytes of the whole blob, and at most `part_size` bytes.
+    def parts_with_size(self, name: str, part_size: int, start: int = 0) -> Iterator[tuple[int, int, bytes]]:
+        """Pieces of a blob from `start` on: offset, bytes of the whole blob, and at most `part_size` bytes.
 
-        An empty blob has one empty piece. A blob that is removed meanwhile is still read to its end.
+        There is one empty piece where nothing is left. A blob that is removed meanwhile is read to its end.
 
         Raises:
             ResourceError: the blob is not here (any more).
@@ -292,7 +292,7 @@ class BlobStore:
                 f"blob {name} is not on this host any more ({error}); run the call again"
             ) from error
         _touch(path)
-        return _read_parts(fd, part_size)
+        return _read_parts(fd, part_size, max(0, start))
 
     # ------------------------------------------------------------ care
 
@@ -411,10 +411,9 @@ def _write_at(path: Path, offset: int, data: Buffer) -> None:
         os.close(fd)
 
 
-def _read_parts(fd: int, part_size: int) -> Iterator[tuple[int, int, bytes]]:
+def _read_parts(fd: int, part_size: int, offset: int) -> Iterator[tuple[int, int, bytes]]:
     try:
         size = os.fstat(fd).st_size
-        offset = 0
         while True:
             data = os.pread(fd, part_size, offset)
             yield offset, size, data

@@ -25,7 +25,8 @@ __all__ = ["Connection"]
 
 _log = logging.getLogger(__name__)
 
-ReadParts = Callable[[str, int], Iterator[tuple[int, int, bytes]]]  # blob, part size -> offset, size, data
+# blob, part size, where to begin -> offset, size, data
+ReadParts = Callable[[str, int, int], Iterator[tuple[int, int, bytes]]]
 
 
 class Connection(asyncio.Protocol):
@@ -39,6 +40,7 @@ class Connection(asyncio.Protocol):
     Attributes:
         client_id: who is calling, once it has said so.
         templates: calls by the client's names for them.
+        arrived: bytes that the client has of blobs already, by name.
         shares_files: the client reads and writes the blobs' files itself, being on this machine.
     """
 
@@ -58,6 +60,7 @@ class Connection(asyncio.Protocol):
         self.client_id = ""
         self.templates: OrderedDict[str, Prepared] = OrderedDict()  # what its calls' templates stand for
         self.part_size = PART_SIZE
+        self.arrived: dict[str, int] = {}
         self.shares_files = False
         self._heard = time.monotonic()
 
@@ -153,7 +156,7 @@ class Connection(asyncio.Protocol):
 
     async def _send_blob(self, name: str) -> None:
         pace = Pace(self.part_size)
-        for offset, size, data in self._read_parts(name, LARGEST):
+        for offset, size, data in self._read_parts(name, LARGEST, self.arrived.pop(name, 0)):
             view = memoryview(data)
             sent = 0
             while sent < len(view) or not size:

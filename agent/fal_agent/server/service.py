@@ -26,6 +26,7 @@ from fal_agent.server.runs import FINISHED, Run
 from fal_agent.server.supplies import Supplies
 from fal_agent.wire import (
     Ack,
+    Arrived,
     Ask,
     Attach,
     BlobPart,
@@ -111,6 +112,7 @@ class Service:
         self._handlers: dict[type, Callable[[Connection, Any, list[bytes]], None]] = {
             Hello: self._hello,
             Submit: self._submit,
+            Arrived: self._skip,
             Attach: self._show,
             BlobPart: self._blob_part,
             Ack: self._ack,
@@ -291,6 +293,9 @@ class Service:
             self._replay(message.run_id, connection, message.after)
         else:
             self._attach(run, connection, message.after, resumes=message.resumes)
+
+    def _skip(self, connection: Connection, message: Arrived, _buffers: list[bytes]) -> None:
+        connection.arrived.update(message.blobs)
 
     def _replay(self, run_id: str, connection: Connection, after: int = 0) -> None:
         """Send what the journal has of a run; a run that nobody here has the end of is said to be so."""
