@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import socket
 import sys
 import threading
@@ -24,7 +23,7 @@ __all__ = ["main"]
 def main(arguments: Optional[list[str]] = None) -> int:
     """Run a command; give the exit status."""
     parser = argparse.ArgumentParser(prog="fal_agent", description=__doc__)
-    parser.add_argument("--version", action="version", version=platform.python_version())
+    parser.add_argument("--version", action="version", version=sys.version.partition(" ")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("start", "serve"):
         command = commands.add_parser(name)

@@ -6,7 +6,6 @@ the same on both.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import threading
 from typing import TYPE_CHECKING, Any
@@ -40,6 +39,8 @@ def run_coroutine(coroutine: Any) -> Any:
     Raises:
         BaseException: what the coroutine raises.
     """
+    import asyncio  # costs a worker's start 16 ms, and most functions have no need of it
+
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -105,12 +105,19 @@ def busy_host(ssh_host: Host) -> Iterator[Host]:
         run.cancel()
 
 
+def processes_of(uid: int) -> Iterator[str]:
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError):  # it has ended
+            if path.stat().st_uid == uid:
+                yield path.name
+
+
 def test_the_stranger_gets_at_nothing(busy_host: Any, ssh_server: Any) -> None:
     root = Path(busy_host.connect().welcome.root)
     uid = pwd.getpwnam(ssh_server.user).pw_uid
     paths = [path for path in (root, *root.rglob("*")) if "environments" not in path.parts]
     sockets = [str(path) for path in paths if path.is_socket()]
-    pids = [path.name for path in Path("/proc").glob("[0-9]*") if path.exists() and path.stat().st_uid == uid]
+    pids = list(processes_of(uid))
     assert sockets
     assert len(pids) >= 3
     assert any("journal" in path.name for path in paths)

@@ -5,16 +5,17 @@ Runs everywhere. Everything about a call that stays the same from call to call.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Optional, Union
+
+from fal_agent.messages.record import Record
 
 __all__ = ["AppSpec", "Call", "Data", "EnvironmentSpec", "HealthPolicy", "Resources", "Scaling"]
 
 Data = list[Union[int, str]]
 
 
-@dataclass(frozen=True)
-class EnvironmentSpec:
+class EnvironmentSpec(Record):
     """What a virtual environment is asked to hold."""
 
     python: str  # "X.Y", the notebook's minor version unless said otherwise
@@ -23,8 +24,7 @@ class EnvironmentSpec:
     force: bool = False  # resolve and build anew even if it is known
 
 
-@dataclass(frozen=True)
-class Resources:
+class Resources(Record):
     """What a call asks of the machine; the alternatives are tried in order."""
 
     machine_types: list[str] = field(default_factory=lambda: ["XS"])
@@ -32,8 +32,7 @@ class Resources:
     regions: Optional[list[str]] = None  # labels, one of which the host must carry
 
 
-@dataclass(frozen=True)
-class Scaling:
+class Scaling(Record):
     """How many workers serve one function, and for how long."""
 
     keep_alive: float = 10.0  # seconds that an idle worker lives
@@ -45,8 +44,7 @@ class Scaling:
     max_multiplexing: int = 1  # calls at once in one worker
 
 
-@dataclass(frozen=True)
-class HealthPolicy:
+class HealthPolicy(Record):
     """How the agent finds out whether a runner of an app is well."""
 
     path: str = ""  # what is asked; empty: GET /health, or whether the function's own server listens
@@ -57,8 +55,7 @@ class HealthPolicy:
     regularly: bool = True  # every 15 seconds; else only when asked for, and then the first failure counts
 
 
-@dataclass(frozen=True)
-class AppSpec:
+class AppSpec(Record):
     """How an app is served, besides what every call says."""
 
     name: str
@@ -73,8 +70,7 @@ class AppSpec:
     port: Optional[int] = None  # of the server that the function itself runs; None: it is served
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(Record):
     """What is to run and what it needs: everything about a call that stays the same from call to call."""
 
     # "function" and "app": pickle of (function or class, setup or None); "cell": a session's;

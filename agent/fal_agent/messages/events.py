@@ -6,11 +6,12 @@ since the Unix epoch, by the clock of the process that made the event.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, ClassVar, Optional
 
 if TYPE_CHECKING:
     from fal_agent.messages.calls import Data
+from fal_agent.messages.record import Record
 
 __all__ = [
     "Clear",
@@ -27,8 +28,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(Record):
     """A run entered a phase: queue, resolve, build, start, run.
 
     Of an app, "serve" is a remark about its runners, and "runners" says how many serve.
@@ -43,8 +43,7 @@ class Stage:
     cost: int = 0
 
 
-@dataclass(frozen=True)
-class Log:
+class Log(Record):
     """Printed text in UTF-8, in one raw buffer, in the order it was written; not always whole lines."""
 
     type: ClassVar[str] = "log"
@@ -57,8 +56,7 @@ class Log:
     cost: int = 0
 
 
-@dataclass(frozen=True)
-class Display:
+class Display(Record):
     """Something to show: `data` is a JSON object {"data": MIME bundle, "metadata": {}, "transient": {}}."""
 
     type: ClassVar[str] = "display"
@@ -73,8 +71,7 @@ class Display:
     cost: int = 0
 
 
-@dataclass(frozen=True)
-class Clear:
+class Clear(Record):
     """Clear the output of the run's cell."""
 
     type: ClassVar[str] = "clear"
@@ -85,8 +82,7 @@ class Clear:
     cost: int = 0
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(Record):
     """How far a loop of the user's has come."""
 
     type: ClassVar[str] = "progress"
@@ -102,8 +98,7 @@ class Progress:
     cost: int = 0
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(Record):
     """One item that a generator produced; `data` is its pickle."""
 
     type: ClassVar[str] = "item"
@@ -115,8 +110,7 @@ class Item:
     cost: int = 0
 
 
-@dataclass(frozen=True)
-class Prompt:
+class Prompt(Record):
     """The call waits for a line of text from the person, or to hear that there is none: see `Reply`."""
 
     type: ClassVar[str] = "prompt"
@@ -129,8 +123,7 @@ class Prompt:
     cost: int = 0
 
 
-@dataclass(frozen=True)
-class Comm:
+class Comm(Record):
     """A widget speaks to its other half in the front end.
 
     The first part of `data` is a JSON object with "data" and "metadata", for "open" also "target_name"
@@ -147,8 +140,7 @@ class Comm:
     cost: int = 0
 
 
-@dataclass(frozen=True)
-class Serving:
+class Serving(Record):
     """An app answers requests from now on."""
 
     type: ClassVar[str] = "serving"
@@ -158,8 +150,7 @@ class Serving:
     cost: int = 0
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(Record):
     """A run ended well: `data` is the pickle of the value (cells: of a dict, see worker/session.py)."""
 
     type: ClassVar[str] = "result"
@@ -174,8 +165,7 @@ class Result:
     cost: int = 0
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(Record):
     """A run ended badly.
 
     `kind` is one of:

@@ -5,11 +5,12 @@ Runs everywhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, ClassVar, Optional
 
 if TYPE_CHECKING:
     from fal_agent.messages.calls import Call, Data
+from fal_agent.messages.record import Record
 
 __all__ = [
     "PART_SIZE",
@@ -41,8 +42,7 @@ PART_SIZE = 256 << 10  # bytes of one part of a blob, at most
 # ---------------------------------------------------------------- notebook -> agent
 
 
-@dataclass(frozen=True)
-class Hello:
+class Hello(Record):
     """First message on a connection: who is calling."""
 
     type: ClassVar[str] = "hello"
@@ -51,8 +51,7 @@ class Hello:
     shares_files: bool = False  # the client is on this machine and reads and writes blobs' files itself
 
 
-@dataclass(frozen=True)
-class Submit:
+class Submit(Record):
     """Run a call with arguments. Sent again with the same id, it never runs twice."""
 
     type: ClassVar[str] = "submit"
@@ -65,8 +64,7 @@ class Submit:
     attended: bool = False  # a thread waits for this very call, and would take a lane for those to come
 
 
-@dataclass(frozen=True)
-class Attach:
+class Attach(Record):
     """Show the events of a run after a number, and those to come; of an unknown run a `Failure` says so."""
 
     type: ClassVar[str] = "attach"
@@ -75,16 +73,14 @@ class Attach:
     resumes: bool = False  # the connection that the run's events went to before has broken
 
 
-@dataclass(frozen=True)
-class Arrived:
+class Arrived(Record):
     """What the notebook has of blobs that the last connection broke off: they are sent on from there."""
 
     type: ClassVar[str] = "arrived"
     blobs: dict[str, int]  # by name: bytes, from the front
 
 
-@dataclass(frozen=True)
-class BlobPart:
+class BlobPart(Record):
     """A piece of a blob, in one raw buffer; pieces of one blob come in order."""
 
     type: ClassVar[str] = "blob"
@@ -93,8 +89,7 @@ class BlobPart:
     size: int  # bytes of the whole blob
 
 
-@dataclass(frozen=True)
-class Ack:
+class Ack(Record):
     """The notebook has dealt with events of a run; sent on to the worker."""
 
     type: ClassVar[str] = "ack"
@@ -103,32 +98,28 @@ class Ack:
     credit: int  # sum of their costs since the last acknowledgement, in bytes
 
 
-@dataclass(frozen=True)
-class Interrupt:
+class Interrupt(Record):
     """Raise KeyboardInterrupt in one call."""
 
     type: ClassVar[str] = "interrupt"
     run_id: str
 
 
-@dataclass(frozen=True)
-class Cancel:
+class Cancel(Record):
     """Take a call out of the queue, or interrupt it."""
 
     type: ClassVar[str] = "cancel"
     run_id: str
 
 
-@dataclass(frozen=True)
-class Kill:
+class Kill(Record):
     """End the worker that runs a call."""
 
     type: ClassVar[str] = "kill"
     run_id: str
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(Record):
     """The answer to a `Prompt`: a line of text in UTF-8, in one raw buffer. Neither journaled nor logged."""
 
     type: ClassVar[str] = "reply"
@@ -137,16 +128,14 @@ class Reply:
     error: str = ""  # name of the exception that is raised instead; the text is its message then
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(Record):
     """The outcome of a cell's run was shown, so that whoever runs the cell again wants it to run again."""
 
     type: ClassVar[str] = "seen"
     run_id: str
 
 
-@dataclass(frozen=True)
-class Ask:
+class Ask(Record):
     """A question about the host, answered by one `Answer`."""
 
     type: ClassVar[str] = "ask"
@@ -155,8 +144,7 @@ class Ask:
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Ping:
+class Ping(Record):
     """Are you there? Answered at once."""
 
     type: ClassVar[str] = "ping"
@@ -166,8 +154,7 @@ class Ping:
 # ---------------------------------------------------------------- agent -> notebook
 
 
-@dataclass(frozen=True)
-class Welcome:
+class Welcome(Record):
     """The agent's answer to `Hello`."""
 
     type: ClassVar[str] = "welcome"
@@ -176,8 +163,7 @@ class Welcome:
     root: str  # folder of everything the agent keeps
 
 
-@dataclass(frozen=True)
-class Need:
+class Need(Record):
     """The agent lacks data that a submit refers to; the client sends the submit again, with it."""
 
     type: ClassVar[str] = "need"
@@ -185,8 +171,7 @@ class Need:
     names: list[str]  # of blobs, of the function (its digest) or of the template
 
 
-@dataclass(frozen=True)
-class Want:
+class Want(Record):
     """A build lacks what this host cannot download; answered by the question "supply"."""
 
     type: ClassVar[str] = "want"
@@ -200,8 +185,7 @@ class Want:
     have: list[str] = field(default_factory=list)  # names of wheels that are there
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(Record):
     """What an `Ask` brought."""
 
     type: ClassVar[str] = "answer"
@@ -210,16 +194,14 @@ class Answer:
     error: Optional[str] = None
 
 
-@dataclass(frozen=True)
-class Pong:
+class Pong(Record):
     """I am here."""
 
     type: ClassVar[str] = "pong"
     number: int = 0
 
 
-@dataclass(frozen=True)
-class Lane:
+class Lane(Record):
     """A worker can be had for a while: brief calls may go straight to it (see `server/lanes.py`)."""
 
     type: ClassVar[str] = "lane"
@@ -228,8 +210,7 @@ class Lane:
     templates: dict[str, str]  # the client's names of the calls that may go there -> the agent's names
 
 
-@dataclass(frozen=True)
-class LaneClosed:
+class LaneClosed(Record):
     """A lane is no more; calls go through the agent again."""
 
     type: ClassVar[str] = "lane-closed"

@@ -5,11 +5,12 @@ Runs on hosts, and in the notebook for lanes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, ClassVar, Optional
 
 if TYPE_CHECKING:
     from fal_agent.messages.calls import AppSpec, Data
+from fal_agent.messages.record import Record
 
 __all__ = [
     "Activity",
@@ -37,8 +38,7 @@ __all__ = [
 # ---------------------------------------------------------------- agent <-> worker
 
 
-@dataclass(frozen=True)
-class Ready:
+class Ready(Record):
     """A worker can take calls."""
 
     type: ClassVar[str] = "ready"
@@ -46,8 +46,7 @@ class Ready:
     python: str  # "X.Y.Z"
 
 
-@dataclass(frozen=True)
-class Serve:
+class Serve(Record):
     """How a worker serves an app."""
 
     path: str  # of the Unix socket
@@ -56,8 +55,7 @@ class Serve:
     multiplexing: int = 1  # gateways: requests in flight in one runner
 
 
-@dataclass(frozen=True)
-class Activity:
+class Activity(Record):
     """How many requests a runner has in flight now."""
 
     type: ClassVar[str] = "activity"
@@ -65,8 +63,7 @@ class Activity:
     in_flight: int
 
 
-@dataclass(frozen=True)
-class Runners:
+class Runners(Record):
     """To a gateway: the runners that are ready, with the name and the socket of each."""
 
     type: ClassVar[str] = "runners"
@@ -74,8 +71,7 @@ class Runners:
     runners: list[list[str]]
 
 
-@dataclass(frozen=True)
-class Load:
+class Load(Record):
     """From a gateway: how much there is to do."""
 
     type: ClassVar[str] = "load"
@@ -86,8 +82,7 @@ class Load:
     runners: dict[str, int] = field(default_factory=dict)  # requests in flight by runner
 
 
-@dataclass(frozen=True)
-class Sick:
+class Sick(Record):
     """From a gateway: a runner answered 503, or broke its connection."""
 
     type: ClassVar[str] = "sick"
@@ -96,8 +91,7 @@ class Sick:
     reason: str
 
 
-@dataclass(frozen=True)
-class Unwell:
+class Unwell(Record):
     """A runner asks for a health check, or for being replaced: it answered 503."""
 
     type: ClassVar[str] = "unwell"
@@ -105,8 +99,7 @@ class Unwell:
     reason: str  # empty: only check it
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(Record):
     """What a worker must know of a `Call`."""
 
     kind: str
@@ -124,8 +117,7 @@ class Task:
     environ: dict[str, str] = field(default_factory=dict, repr=False)  # secrets
 
 
-@dataclass(frozen=True)
-class Execute:
+class Execute(Record):
     """Run a call in this worker; `blobs` gives the file of each blob that its data names."""
 
     type: ClassVar[str] = "execute"
@@ -140,8 +132,7 @@ class Execute:
 # ---------------------------------------------------------------- lanes: see `server/lanes.py`
 
 
-@dataclass(frozen=True)
-class Look:
+class Look(Record):
     """To a worker: what do the names of a session say about a place in a cell? Answered by `Found`."""
 
     type: ClassVar[str] = "look"
@@ -153,8 +144,7 @@ class Look:
     detail: int = 0  # 1: sources too
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(Record):
     """From a worker: what a `Look` found; see `fal_agent.worker.looking`."""
 
     type: ClassVar[str] = "found"
@@ -162,8 +152,7 @@ class Found:
     content: Any = None  # None: nothing, or a call began meanwhile
 
 
-@dataclass(frozen=True)
-class Lend:
+class Lend(Record):
     """To a worker: listen on a socket for one notebook, and take its calls until it hangs up."""
 
     type: ClassVar[str] = "lend"
@@ -172,40 +161,35 @@ class Lend:
     spool: str  # file that each call is written down in, as `Begun` and as its last event
 
 
-@dataclass(frozen=True)
-class Listening:
+class Listening(Record):
     """From a worker: the lane's socket can be dialled."""
 
     type: ClassVar[str] = "listening"
     lane: str
 
 
-@dataclass(frozen=True)
-class Lent:
+class Lent(Record):
     """From a worker: the notebook has dialled; other calls wait for the lane's end from now on."""
 
     type: ClassVar[str] = "lent"
     lane: str
 
 
-@dataclass(frozen=True)
-class Recall:
+class Recall(Record):
     """To a worker: end a lane."""
 
     type: ClassVar[str] = "recall"
     lane: str
 
 
-@dataclass(frozen=True)
-class Returned:
+class Returned(Record):
     """From a worker: the lane has ended; its calls have ended too, or were moved."""
 
     type: ClassVar[str] = "returned"
     lane: str
 
 
-@dataclass(frozen=True)
-class Adopt:
+class Adopt(Record):
     """From a worker: a call that came through a lane goes on as if it had come from the agent."""
 
     type: ClassVar[str] = "adopt"
@@ -214,16 +198,14 @@ class Adopt:
     template: str  # the agent's name
 
 
-@dataclass(frozen=True)
-class Moved:
+class Moved(Record):
     """From a worker, through the lane: the call's events will come from the agent."""
 
     type: ClassVar[str] = "moved"
     run_id: str
 
 
-@dataclass(frozen=True)
-class Begun:
+class Begun(Record):
     """In a lane's spool: a call begins; its last event follows, unless it was moved."""
 
     type: ClassVar[str] = "begun"

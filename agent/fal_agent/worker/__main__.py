@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import signal
 import socket
 import sys
@@ -74,7 +73,7 @@ def main(descriptor: int) -> None:
 
     executor.duplex = Duplex(connection, on_message, on_close, name="fal-connection")
     executor.duplex.start()
-    executor.duplex.send(Ready(pid=os.getpid(), python=platform.python_version()))
+    executor.duplex.send(Ready(pid=os.getpid(), python=sys.version.partition(" ")[0]))
     try:
         executor.run_forever()
     except BaseException:  # noqa: BLE001 - whatever it is, it ends the process

@@ -27,14 +27,11 @@ from fal_agent.errors import ProtocolError
 from fal_agent.references import look_in
 from fal_agent.variables import variables_of
 from fal_agent.wire import Data, Execute, Failure, Found, Lend, Listening, Look, Reply, Result, Returned, Task
-from fal_agent.worker.app_runner import AppRunner
 from fal_agent.worker.context import CURRENT_CALL, CallContext
 from fal_agent.worker.debugging import clear_frames
-from fal_agent.worker.gateway_runner import GatewayRunner
 from fal_agent.worker.lane import Lane
 from fal_agent.worker.opening import Shelf
 from fal_agent.worker.outbox import open_data
-from fal_agent.worker.port_runner import PortRunner
 from fal_agent.worker.session import Sessions
 from fal_agent.worker.versions import check_pydantic
 
@@ -43,7 +40,9 @@ if TYPE_CHECKING:
 
     from fal_agent.duplex import Duplex
     from fal_agent.framing import Buffer
+    from fal_agent.worker.app_runner import AppRunner
     from fal_agent.worker.capture import Capture
+    from fal_agent.worker.gateway_runner import GatewayRunner
     from fal_agent.worker.secrets import Secrets
 
 __all__ = ["Executor"]
@@ -224,6 +223,8 @@ class Executor:
 
     def _serve(self, call: CallContext, target: Any, setup: Optional[Callable[[], Any]]) -> None:
         """Serve an app or a function on the main thread until the process is told to end, or an error."""
+        from fal_agent.worker.app_runner import AppRunner  # needs asyncio, which costs other workers 15 ms
+
         assert call.task.serve is not None
         assert self.duplex is not None
         self._app = AppRunner(call, call.task.serve, self.duplex.send)
@@ -235,6 +236,8 @@ class Executor:
 
     def _serve_port(self, call: CallContext, work: Callable[[], Any]) -> Any:
         """Run a function that has a server of its own on the main thread; give the function's value."""
+        from fal_agent.worker.port_runner import PortRunner
+
         assert call.task.serve is not None
         assert self.duplex is not None
         self._end_on_sigterm(call)
@@ -253,6 +256,8 @@ class Executor:
 
     def _serve_gateway(self, call: CallContext) -> None:
         """Be the gateway of an app on the main thread, until SIGTERM."""
+        from fal_agent.worker.gateway_runner import GatewayRunner
+
         assert call.task.serve is not None
         assert self.duplex is not None
         self._gateway = GatewayRunner(call, call.task.serve, self.duplex.send)

@@ -6,7 +6,6 @@ library.
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 from fal_agent.failures import OpeningError
@@ -36,6 +35,8 @@ def check_pydantic(notebook: str, parts: Sequence[Buffer]) -> None:
     """
     if not notebook or not any(type(part) is bytes and mark in part for part in parts for mark in _MARKS):
         return
+    from importlib import metadata  # costs a worker's start 13 ms, and few have models to check
+
     try:
         here = metadata.version("pydantic")
     except metadata.PackageNotFoundError:
