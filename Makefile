@@ -74,15 +74,15 @@ lab: build/lab/wheel.stamp ## Open the notebooks in JupyterLab
 # ---------------------------------------------------------------- what a developer does
 
 # The tests run against the wheel: they are copied to a folder from which the sources cannot be
-# imported, so a file that is missing in the wheel is missing in the tests. They wait more than they compute, so
-# two processes share the files between them; `make test PYTEST="-n 0"` runs all in one.
+# imported, so a file that is missing in the wheel is missing in the tests. They wait as much as they compute,
+# so three processes share the files between them on two cores; `make test PYTEST="-n 0"` runs all in one.
 .PHONY: test
 test: build/test/wheel.stamp ## Build the wheel and run every test against it
 	@[ "$$(id -u)" -ne 0 ] || tools/setup-system
 	@rm -rf build/check
 	@mkdir -p build/check
 	@cp -R tests notebooks docs benchmarks tools .ci Makefile pyproject.toml .gitignore *.md LICENSE build/check/
-	cd build/check && FAL_TEST_WHEEL=1 ../test/bin/python -m pytest -p no:cacheprovider -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
+	cd build/check && FAL_TEST_WHEEL=1 ../test/bin/python -m pytest -p no:cacheprovider -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 # Each run stands by its number: make faults SEED=7 ONLY=123 plays one again.
 SEED ?= $(shell date +%s)
