@@ -159,6 +159,26 @@ def test_a_run_that_was_only_noted_is_lost_and_not_forgotten_with_its_agent(tmp_
         assert not journal.add_run("r1", **NEW), "it must not run a second time"
 
 
+def test_a_run_that_was_forgotten_does_not_come_back_when_its_agent_is_killed(tmp_path: Path) -> None:
+    script = (
+        "import os, sys; from pathlib import Path\n"
+        "from fal_agent.server import journal\n"
+        "j = journal.Journal(Path(sys.argv[1]) / 'journal-1.sqlite3')\n"
+        "for run in ('r1', 'r2'):\n"
+        "    j.add_run(run, client_id='c', label='f', kind='function', environment='', again=False)\n"
+        "j.set_state('r1', 'done')\n"
+        "assert j.record() and j.retain(max_age_seconds=-1).runs == 1\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    agent = subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": str(AGENT)})
+    assert agent.returncode == -signal.SIGKILL
+
+    with opened(tmp_path) as journal:
+        assert [run.run_id for run in journal.mark_lost()] == ["r2"]
+        assert [run.run_id for run in journal.runs()] == ["r2"]
+
+
 def test_a_run_that_was_noted_is_known_at_once_to_who_asks(journal: Journal) -> None:
     with journal._lock:  # it cannot have been recorded yet
         assert journal.add_run("r1", **NEW, again=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING
 
 from fal_agent.server.journal_file import NewRun
 
@@ -44,7 +44,19 @@ class Intents:
         if self._fd < 0:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
             self._fd = os.open(self._path, flags, 0o600)
-        line = json.dumps(run).encode() + b"\n"
+        self._write(json.dumps(run))
+
+    def forget(self, run_id: str) -> None:
+        """Write down that a run is about to be forgotten, so that it does not come back from here.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+        if self._size:
+            self._write(json.dumps(run_id))
+
+    def _write(self, text: str) -> None:
+        line = text.encode() + b"\n"
         if os.write(self._fd, line) != len(line):
             raise OSError(f"{self._path} could not be written whole")
         self._size += len(line)
@@ -79,11 +91,15 @@ def left_behind(journal: Path) -> dict[str, Path]:
 
 def read_intents(path: Path) -> list[NewRun]:
     """The runs in a file; a last line that was cut short by a kill is not one: its run never started."""
-    return [run for line in path.read_bytes().splitlines() if (run := _parse(line)) is not None]
-
-
-def _parse(line: bytes) -> Optional[NewRun]:
-    try:
-        return NewRun(*json.loads(line))
-    except (ValueError, TypeError):  # cut short, perhaps with another line behind it
-        return None
+    runs: dict[str, NewRun] = {}
+    for line in path.read_bytes().splitlines():
+        try:
+            content = json.loads(line)
+            if isinstance(content, str):
+                runs.pop(content, None)
+            else:
+                run = NewRun(*content)
+                runs[run.run_id] = run
+        except (ValueError, TypeError):  # cut short, perhaps with another line behind it
+            continue
+    return list(runs.values())

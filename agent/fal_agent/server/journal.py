@@ -10,6 +10,7 @@ queue, tries again every second, and says what could not be recorded when it wor
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 import time
@@ -440,6 +441,8 @@ class Journal:
         return 0 if record is None else record.bytes
 
     def _forget(self, run_id: str) -> list[str]:
+        with self._room, contextlib.suppress(OSError):  # a full disk: what is forgotten makes room
+            self._intents.forget(run_id)
         while self._change(lambda file: file.drop_events(run_id)):
             self._checkpoint_if_due()
         return self._change(lambda file: file.drop(run_id)) or []
