@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Union
 
 from fal_agent.server.journal_file import NewRun
 
@@ -92,14 +92,18 @@ def left_behind(journal: Path) -> dict[str, Path]:
 def read_intents(path: Path) -> list[NewRun]:
     """The runs in a file; a last line that was cut short by a kill is not one: its run never started."""
     runs: dict[str, NewRun] = {}
-    for line in path.read_bytes().splitlines():
-        try:
-            content = json.loads(line)
-            if isinstance(content, str):
-                runs.pop(content, None)
-            else:
-                run = NewRun(*content)
-                runs[run.run_id] = run
-        except (ValueError, TypeError):  # cut short, perhaps with another line behind it
-            continue
+    for entry in map(_parse, path.read_bytes().splitlines()):
+        if isinstance(entry, str):
+            runs.pop(entry, None)
+        elif entry is not None:
+            runs[entry.run_id] = entry
     return list(runs.values())
+
+
+def _parse(line: bytes) -> Union[NewRun, str, None]:
+    """A run, the id of one that was forgotten, or nothing."""
+    try:
+        content = json.loads(line)
+        return content if isinstance(content, str) else NewRun(*content)
+    except (ValueError, TypeError):  # cut short, perhaps with another line behind it
+        return None

@@ -48,6 +48,7 @@ RUN_BYTES = 256 << 20  # of events that one run may keep before output is left o
 QUEUE_BYTES = 8 << 20  # that may wait to be recorded
 GROUP_SECONDS = 0.05  # for which events gather before they are recorded together
 RETRY_SECONDS = 1.0
+SETTLED_SECONDS = 1.5  # without trouble after which a file counts as working again
 
 _SLICE_ENTRIES, _SLICE_BYTES = 512, 1 << 20  # of one transaction: a new run waits no longer than this takes
 _ENTRY_BYTES = 200  # what a queued entry takes beside its frame, about
@@ -101,6 +102,7 @@ class Journal:
         self._trim_at: dict[str, int] = {}
         self._ended: dict[str, float] = {}  # when the latest runs ended, by a clock that never jumps
         self._failing = self._closing = False
+        self._works_since: Optional[float] = None  # while it fails: when all that was queued was written
         self._file = self._open()
         self._intents = Intents(path, self.agent)
         self._work, self._hurry = threading.Event(), threading.Event()
@@ -242,6 +244,7 @@ class Journal:
             if self._failing and not self._closing:
                 self._hurry.wait(RETRY_SECONDS)
                 self._reopen()
+                self._look_whether_it_works()
                 self._work.set()
 
     def _record_some(self) -> bool:
@@ -258,7 +261,6 @@ class Journal:
                 self._put_back(entries)
                 self._trouble(error)
                 return False
-            self._recovered()
             try:
                 self._count(entries)
             except sqlite3.Error as error:
@@ -497,6 +499,7 @@ class Journal:
             self._file = self._open()
 
     def _start_failing(self, what: str, error: Exception) -> None:
+        self._works_since = None
         if not self._failing:
             self._failing = True
             self._say(
@@ -514,19 +517,22 @@ class Journal:
             try:
                 file = JournalFile(self.path)
             except (sqlite3.Error, OSError):  # still as it was, and said already
+                self._works_since = None
                 return
             self._file.close()
             self._file = file
 
-    def _recovered(self) -> None:
-        """What was queued is written; said when nothing waits any more, or it might fail again at once."""
-        with self._room:
-            is_behind = bool(self._queue)
-        if self._failing and not is_behind and self._file.path is not None:
+    def _look_whether_it_works(self) -> None:
+        """Say so if all that was queued has been written for a while: a little fits on a full disk too."""
+        with self._lock, self._room:
+            if self._queue or self._file.path is None:
+                return
+            if self._works_since is None:
+                self._works_since = self._steady()
+            if self._steady() - self._works_since < SETTLED_SECONDS:
+                return
             left_out, self._left_out, self._failing = self._left_out, 0, False
-            self._say(
-                f"the journal {self.path} can be written again; {left_out} events could not be recorded"
-            )
+        self._say(f"the journal {self.path} can be written again; {left_out} events could not be recorded")
 
     def _checkpoint_if_due(self) -> None:
         """Move the write-ahead log into the file, between two turns with the lock."""
