@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from fal_agent import pickling
 from fal_agent.errors import FalServerlessError
+from fal_agent.namespaces import load_named
+from fal_agent.sharing import SharedObjects
 from fal_notebook import display
 from fal_notebook.display.phases import duration, size
 from fal_notebook.display.tables import Table, ago
@@ -188,4 +190,10 @@ def _names_of(received: Received) -> dict[str, Any]:
     """Give the names that a cell brought back, and what they stand for."""
     reply = pickling.load(received.data[:1])
     buffers = received.data[1:]
-    return {name: pickling.load(buffers[start:stop]) for name, (start, stop) in reply["names"].items()}
+    namespace: dict[str, Any] = {}
+    shared = SharedObjects(namespace, 1)  # nothing: what the cell's notebook shares is told in full, too
+    for name, (start, stop) in {**reply["names"], **reply["plain"]}.items():
+        parts = buffers[start:stop]
+        is_shared = name in reply["shared"] and name not in reply["plain"]
+        namespace[name] = shared.decode(name, parts[0]) if is_shared else load_named(parts, namespace)
+    return namespace

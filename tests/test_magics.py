@@ -338,6 +338,26 @@ def test_the_run_of_a_cell_can_be_kept(fresh: Kernel) -> None:
     assert fresh.run("run.done(), run.result()").result == "(True, {'x': 5})"
 
 
+def test_the_run_of_a_cell_is_attached_with_the_values_of_its_names(fresh: Kernel) -> None:
+    fresh.run("import fal_notebook as fal\nown = ['here']")
+    fresh.run("%%fal\nbase = [1]")
+    cell = (
+        "text, base2 = 'a' * 50, base\nbase.append(2)\nown.append('there')\nboth = {'base': base, 'own': own}"
+    )
+    fresh.run(f"%%fal -o run\n{cell}")
+
+    wanted = {
+        "base": [1, 2],
+        "base2": [1, 2],
+        "both": {"base": [1, 2], "own": ["here", "there"]},
+        "own": ["here", "there"],
+        "text": "a" * 50,
+    }
+    fresh.run("found = fal.attach(run.run_id).result(timeout=30)")
+    assert fresh.run(f"found == {wanted!r}").result == "True", fresh.run("found").result
+    assert fresh.run("found['both']['base'] is found['base'] is found['base2']").result == "True"
+
+
 def test_hosts_are_listed_and_chosen(kernel: Kernel) -> None:
     connected = kernel.run("%fal connect local")
     assert "connected to local" in str(connected.result)
