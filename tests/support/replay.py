@@ -46,6 +46,7 @@ _NOISE: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\S*interactiveshell\.py:\d+: UserWarning: To exit: .*\n.*\n"), ""),
     (re.compile(r"/\S*ipykernel_\d+/\d+\.py"), "CELL.py"),  # the file that a cell stands for: its text's hash
     (re.compile(r"\(\d+\.py, line"), "(CELL.py, line"),
+    (re.compile(r'(<STDLIB>/[\w./]+", line )\d+'), r"\1…"),  # the host's Python may have another patch level
     (re.compile(r"<dc:date>.*</dc:date>"), "<dc:date>…</dc:date>"),
     (re.compile(r"(id=\"T_|#T_|id=\"T|sk-(?:container-id|estimator-id)-)[0-9a-f]+"), r"\1…"),  # random
     (re.compile(r"\b(?:ipykernel_launcher|__main__)\.py(?= \[-h\]|: error)"), "PROGRAM"),  # sys.argv[0]
