@@ -409,5 +409,5 @@ def _included(patterns: list[str]) -> Iterator[Path]:
     import glob
 
     for pattern in patterns:
-        absolute = Path("~/.ssh").expanduser() / Path(pattern).expanduser()
+        absolute = Path("~/.ssh").expanduser() / os.path.expanduser(pattern)  # noqa: PTH111 - of any user's
         yield from (Path(found) for found in sorted(glob.glob(str(absolute))))  # noqa: PTH207 - an absolute pattern

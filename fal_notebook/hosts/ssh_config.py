@@ -22,7 +22,15 @@ from paramiko.ssh_exception import ConfigParseError  # type: ignore[import-untyp
 from fal_agent.errors import ConfigurationError
 from fal_notebook.hosts.host_keys import lookup_name
 from fal_notebook.hosts.ssh_choice import reason_for_openssh
-from fal_notebook.hosts.ssh_config_files import CERTIFICATE, RENAMED, SHOWN, address_in, is_own, read_lines
+from fal_notebook.hosts.ssh_config_files import (
+    CERTIFICATE,
+    RENAMED,
+    SHOWN,
+    address_in,
+    in_home,
+    is_own,
+    read_lines,
+)
 
 __all__ = ["Target", "resolve"]
 
@@ -166,7 +174,7 @@ def _target(
 
     def paths(option: str, default: str) -> tuple[Path, ...]:
         values = shlex.split(str(options.get(option, default)))
-        return tuple(Path(_expand(v, tokens)).expanduser() for v in values if v.lower() != "none")
+        return tuple(in_home(_expand(v, tokens)) for v in values if v.lower() != "none")
 
     named = list(dict.fromkeys(str(f).translate(SHOWN) for f in options.get("identityfile", [])))
     given = [f for f in named if not f.startswith(CERTIFICATE)]
@@ -178,7 +186,7 @@ def _target(
     )
     jumps, command = _way(options) if via is None else (via, None)
     own_file = f"-F {shlex.quote(str(files[0]))} " if files and is_own(files[0]) else ""
-    identity_files = tuple(Path(_expand(k, tokens)).expanduser() for k in keys if k.lower() != "none")
+    identity_files = tuple(in_home(_expand(k, tokens)) for k in keys if k.lower() != "none")
     return Target(
         name=name,
         label=label,
@@ -187,7 +195,7 @@ def _target(
         user=user,
         identity_files=identity_files,
         identities_given=bool(given),
-        certificate_files=tuple(Path(_expand(f, tokens)).expanduser() for f in certificates),
+        certificate_files=tuple(in_home(_expand(f, tokens)) for f in certificates),
         identities_only=_yes(options, "identitiesonly", default=False),
         agent_socket=_agent_socket(options.get("identityagent"), tokens),
         jumps=jumps,
@@ -259,7 +267,7 @@ def _agent_socket(value: str | None, tokens: dict[str, str]) -> str | None:
         return None
     if value.startswith("$"):
         return os.environ.get(value[1:].strip("{}")) or None
-    return str(Path(_expand(value, tokens)).expanduser())
+    return str(in_home(_expand(value, tokens)))
 
 
 def _expand(value: str, tokens: dict[str, str]) -> str:

@@ -20,6 +20,7 @@ __all__ = [
     "SHOWN",
     "address_in",
     "config_files",
+    "in_home",
     "is_own",
     "read_lines",
     "ssh_words",
@@ -172,10 +173,23 @@ def _both(one: str, other: str) -> str:
     return " ".join(parts) or "all"
 
 
+def in_home(path: str) -> Path:
+    """Give a path whose "~" or "~user" stands for a home folder.
+
+    Raises:
+        ValueError: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        user = Path(path).parts[0]
+        raise ValueError(f"{path!r}: this machine has no user {user[1:]!r}; did you mean '~/'?") from None
+
+
 def _included(value: str, base: Path) -> list[Path]:
     found = []
     for pattern in shlex.split(value, comments=True):
-        path = Path(pattern).expanduser()
+        path = in_home(pattern)
         if not path.is_absolute():
             path = (
                 SYSTEM_CONFIG.parent if base == SYSTEM_CONFIG.parent else Path("~/.ssh").expanduser()

@@ -176,6 +176,13 @@ def test_a_configuration_that_cannot_be_understood_is_an_error_naming_it(tmp_pat
         read(tmp_path, text)
 
 
+@pytest.mark.parametrize("option", ["IdentityFile", "CertificateFile", "UserKnownHostsFile", "Include"])
+def test_a_path_in_the_home_of_nobody_is_an_error_that_shows_it(tmp_path: Path, option: str) -> None:
+    """As where the slash was forgotten."""
+    with pytest.raises(ConfigurationError, match=r"'~\.ssh/box': this machine has no user '\.ssh'.*'~/'"):
+        read(tmp_path, f"Host *\n  {option} ~.ssh/box\n")
+
+
 def test_the_first_of_jump_host_and_proxy_command_wins(tmp_path: Path) -> None:
     first = read(tmp_path, "Host *\n  ProxyJump a,me@b:2\n  ProxyCommand nc %h %p\n")
     second = read(tmp_path, "Host *\n  ProxyCommand nc %h %p # 100%%\n  ProxyJump a\n")
