@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import shutil
+import resource
 import signal
 import subprocess
 import sys
@@ -339,7 +340,14 @@ def test_agents_of_two_sources_share_a_folder_and_one_reports_what_the_other_los
     os.kill(agent, signal.SIGKILL)
     until(lambda: not is_alive(agent))
 
-    assert state_of(new, submit.run_id) == "lost"
+    new.send(Ask("2", "status"))
+    other = new.receive("answer")[0].content["agent"]["pid"]
+    before = resource.prlimit(other, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))  # as on a full disk
+    new.send(Attach(submit.run_id))
+    failure = new.receive("failure")[0]
+    assert (failure.kind, "the agent that ran it ended" in failure.message) == ("lost", True), failure
+    resource.prlimit(other, resource.RLIMIT_FSIZE, before)
+    until(lambda: state_of(new, submit.run_id) == "lost")
     new.send(Attach(submit.run_id))
     failure = new.receive("failure")[0]
     assert failure.kind == "lost"

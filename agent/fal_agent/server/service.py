@@ -22,6 +22,7 @@ from fal_agent.server.apps import Apps
 from fal_agent.server.functions import FunctionStore, extract
 from fal_agent.server.lanes import Lanes
 from fal_agent.server.prepared import Preparation, Prepared
+from fal_agent.server.proc import is_alive
 from fal_agent.server.runs import FINISHED, Run
 from fal_agent.server.supplies import Supplies
 from fal_agent.wire import (
@@ -322,9 +323,13 @@ class Service:
             problem = ("unknown", f"there is no run {run_id!r}; %fal runs lists those that are known")
         elif (run is not None and run.is_finished) or (record is not None and record.state in FINISHED):
             problem = ("lost", "its end could not be recorded: the host's disk was full for too long")
-        elif run is None:
-            text = "another version of the agent has it, which notebooks of that version can ask"
-            problem = ("unknown", text)
+        elif run is None and record is not None:
+            if is_alive(record.agent):
+                text = "another version of the agent has it, which notebooks of that version can ask"
+                problem = ("unknown", text)
+            else:  # which the journal cannot be told now
+                text = f"{record.label}: the agent that ran it ended before the run did; run it again"
+                problem = ("lost", text)
         else:
             return
         connection.send(Failure(run_id, *problem, seq=seq + 1, sent_at=time.time()))
