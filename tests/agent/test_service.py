@@ -6,8 +6,8 @@ import contextlib
 import json
 import os
 import platform
-import shutil
 import resource
+import shutil
 import signal
 import subprocess
 import sys
