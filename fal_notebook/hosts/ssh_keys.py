@@ -10,6 +10,7 @@ import base64
 import binascii
 import copy
 import hashlib
+import os
 import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -113,7 +114,7 @@ class Keyring:
     def _certificates(self, files: Iterable[Path]) -> Iterator[_Certificate]:
         """Give the certificates that are named, and those that lie beside keys."""
         beside = [file.with_name(f"{file.name}-cert.pub") for file in files]
-        for path in (*self.target.certificate_files, *(p for p in beside if p.is_file())):
+        for path in (*self.target.certificate_files, *filter(os.path.isfile, beside)):
             certificate = self._certificate(path)
             if certificate is not None:
                 yield certificate
@@ -129,7 +130,7 @@ class Keyring:
         return None
 
     def _exists(self, file: Path) -> bool:
-        if file.exists():
+        if os.path.exists(file):
             return True
         if self.target.identities_given:
             self.problems.append(f"key {file} (which does not exist)")

@@ -176,6 +176,14 @@ def test_a_configuration_that_cannot_be_understood_is_an_error_naming_it(tmp_pat
         read(tmp_path, text)
 
 
+def test_a_key_whose_name_is_too_long_is_not_there(tmp_path: Path) -> None:
+    name = "k" * 300
+
+    assert read(tmp_path, f"Host *\n  IdentityFile {tmp_path}/keys/{name}\n").identity_files == (
+        tmp_path / "keys" / name,
+    )
+
+
 @pytest.mark.parametrize("option", ["IdentityFile", "CertificateFile", "UserKnownHostsFile", "Include"])
 def test_a_path_in_the_home_of_nobody_is_an_error_that_shows_it(tmp_path: Path, option: str) -> None:
     """As where the slash was forgotten."""
