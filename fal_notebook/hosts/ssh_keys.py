@@ -130,7 +130,7 @@ class Keyring:
         return None
 
     def _exists(self, file: Path) -> bool:
-        if os.path.exists(file):
+        if os.path.exists(file):  # noqa: PTH110 - no name is too long for it
             return True
         if self.target.identities_given:
             self.problems.append(f"key {file} (which does not exist)")
