@@ -126,7 +126,8 @@ def test_what_may_not_be_repeated_has_a_clear_status(
 
     statuses = Counter(answer.status_code for answer in answers)
     assert sum(statuses.values()) == CLIENTS * REQUESTS
-    assert set(statuses) == {200, 502}
+    assert 200 in statuses
+    assert set(statuses) <= {200, 502}  # none is lost where the runner had read none of those in flight
     # One of each client may be in flight, and its next one reach the runner in two pieces while that is
     # dying: nobody can tell then whether it was read.
     assert statuses[502] <= 2 * CLIENTS
