@@ -138,6 +138,13 @@ def test_a_killed_agent_loses_no_run_and_only_the_last_moment_of_events(tmp_path
         assert journal.mark_lost() == []
 
 
+def run_until_killed(script: str, folder: Path) -> None:
+    """Run an agent that kills itself at the end of a script, which has the journal's folder as argument."""
+    command = [sys.executable, "-c", script, str(folder)]
+    agent = subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": str(AGENT)})
+    assert agent.returncode == -signal.SIGKILL
+
+
 def test_a_run_that_was_only_noted_is_lost_and_not_forgotten_with_its_agent(tmp_path: Path) -> None:
     """The quick way in writes a line and no transaction; that line must outlive the agent too."""
     script = (
@@ -148,9 +155,7 @@ def test_a_run_that_was_only_noted_is_lost_and_not_forgotten_with_its_agent(tmp_
         "j.add_run('r1', client_id='c', label='f', kind='function', environment='', again=False)\n"
         "os.kill(os.getpid(), 9)\n"
     )
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    agent = subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": str(AGENT)})
-    assert agent.returncode == -signal.SIGKILL
+    run_until_killed(script, tmp_path)
 
     with opened(tmp_path) as journal:
         assert journal.runs() == []
@@ -170,9 +175,7 @@ def test_a_run_that_was_forgotten_does_not_come_back_when_its_agent_is_killed(tm
         "assert j.record() and j.retain(max_age_seconds=-1).runs == 1\n"
         "os.kill(os.getpid(), 9)\n"
     )
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    agent = subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": str(AGENT)})
-    assert agent.returncode == -signal.SIGKILL
+    run_until_killed(script, tmp_path)
 
     with opened(tmp_path) as journal:
         assert [run.run_id for run in journal.mark_lost()] == ["r2"]

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import field
 from typing import TYPE_CHECKING, Any, ClassVar, Optional
 
+from fal_agent.messages.record import Record
+
 if TYPE_CHECKING:
     from fal_agent.messages.calls import Data
-from fal_agent.messages.record import Record
 
 __all__ = [
     "Clear",
