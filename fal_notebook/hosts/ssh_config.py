@@ -229,7 +229,7 @@ def _way(options: Any) -> tuple[tuple[str, ...], str | None]:
         value = options[option]
         if option == RENAMED["proxycommand"]:
             return (), None if value.lower() == "none" else value
-        if option == "proxyjump" and value.lower() != "none":
+        if option == "proxyjump" and value.lower() not in {"", "none"}:
             return tuple(v.strip() for v in value.split(",")), None
     return (), None
 

@@ -127,7 +127,11 @@ def read_lines(file: Path, base: Path, condition: str | None, depth: int) -> lis
 
 
 def _option(line: str) -> str:
-    """Write an option as paramiko reads it: no single quotes, no comment behind it."""
+    """Write an option as paramiko reads it: no single quotes, no comment behind it.
+
+    Raises:
+        ValueError: it has no value, or quotes that nothing closes, which `ssh` refuses as well.
+    """
     option = OPTION.match(line)
     if option is None:
         return line
@@ -135,8 +139,10 @@ def _option(line: str) -> str:
     if name not in COMMANDS and set(value) & set("'#\""):
         try:
             words = shlex.split(value, comments=True)
-        except ValueError:  # whatever it is, paramiko is to say so
-            return line
+        except ValueError as error:
+            raise ValueError(f"{line.strip()!r}: {error}") from None
+        if not any(words) and name != "proxyjump":  # there it means none
+            raise ValueError(f"{line.strip()!r}: it lacks a value")
         if len(words) == 1:
             value = f'"{words[0]}"'
     if name in {"identityfile", "certificatefile"}:

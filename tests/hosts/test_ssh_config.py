@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -191,6 +192,20 @@ def test_a_path_in_the_home_of_nobody_is_an_error_that_shows_it(tmp_path: Path, 
         read(tmp_path, f"Host *\n  {option} ~.ssh/box\n")
 
 
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('HostName "', "No closing quotation"),
+        ("User 'me", "No closing quotation"),
+        ('HostName ""', "it lacks a value"),
+        ("User # me", "it lacks a value"),
+    ],
+)
+def test_what_ssh_refuses_is_refused_with_its_line(tmp_path: Path, line: str, problem: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"'box': .*{re.escape(line)}.*{problem}"):
+        read(tmp_path, f"Host box\n  {line}\n")
+
+
 def test_the_first_of_jump_host_and_proxy_command_wins(tmp_path: Path) -> None:
     first = read(tmp_path, "Host *\n  ProxyJump a,me@b:2\n  ProxyCommand nc %h %p\n")
     second = read(tmp_path, "Host *\n  ProxyCommand nc %h %p # 100%%\n  ProxyJump a\n")
@@ -198,13 +213,14 @@ def test_the_first_of_jump_host_and_proxy_command_wins(tmp_path: Path) -> None:
     token = read(tmp_path, "ProxyCommand nc %h %p\nHostName %h.lab\n")
     neither = read(tmp_path, "Host box\n  ProxyCommand none\nHost *\n  ProxyJump a\n")
     none = read(tmp_path, "Host box\n  ProxyJump none\nHost *\n  ProxyJump a\n")
+    empty = read(tmp_path, 'Host box\n  ProxyJump ""\nHost *\n  ProxyJump a\n')
 
     assert (first.jumps, first.proxy_command) == (("a", "me@b:2"), None)
     assert (second.jumps, second.proxy_command) == ((), "nc box 22 # 100%")
     assert (after_none.jumps, after_none.proxy_command) == ((), "nc box 22")
     assert token.proxy_command == "nc box.lab 22"
     assert (neither.jumps, neither.proxy_command) == ((), None)
-    assert (none.jumps, none.proxy_command) == ((), None)
+    assert (none.jumps, none.proxy_command) == (empty.jumps, empty.proxy_command) == ((), None)
 
 
 def test_files_are_found_with_tokens_and_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
