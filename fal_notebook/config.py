@@ -68,7 +68,7 @@ class HostSettings:
         root: folder on the host for everything that fal_notebook keeps there.
         lease: seconds that a run may go on without any client.
         keep_alive: seconds that an idle worker lives.
-        reconnect: seconds for which a host is looked for whose connection broke during a call; 0: not at all.
+        reconnect: seconds for which calls wait for a host whose connection broke; 0: not at all.
         files_gb: 10**9 bytes that the files take that apps gave away.
         files_days: days that one of them is kept since it was made or fetched last.
     """

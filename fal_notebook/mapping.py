@@ -9,15 +9,18 @@ import itertools
 import os
 import queue
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from fal_agent import pickling
-from fal_agent.wire import Failure, Item, Result
+from fal_agent.wire import Failure, Item, Log, Result
 from fal_notebook import display
 from fal_notebook.hosts.base import Host, Parcel, Received
 from fal_notebook.rebuild import exception_from
 from fal_notebook.run import Run, draw_or_ask
+
+if TYPE_CHECKING:
+    from fal_agent.framing import Buffer
 
 __all__ = ["map_calls"]
 
@@ -75,6 +78,7 @@ class _Fan:
         self._sizes: dict[int, int] = {}
         self._next = 0
         self._exhausted = False
+        self._told: Sequence[Buffer] = ()  # of the connection
         self._draw = display.drawer(adds_up=True)
 
     def values(self, *, ordered: bool) -> Iterator[Any]:
@@ -125,9 +129,17 @@ class _Fan:
                 return index, received
             run = self._runs.get(index)
             if run is not None:
-                if not isinstance(received.event, Item):
+                if not isinstance(received.event, Item) and not self._is_told(received):
                     draw_or_ask(run, received, self._draw)
                 run.acknowledge(received)
+
+    def _is_told(self, received: Received) -> bool:
+        """Whether another of the calls has said the same of the connection, which they share."""
+        event = received.event
+        if not isinstance(event, Log) or event.source != "link":
+            return False
+        is_told, self._told = received.data == self._told, received.data
+        return is_told
 
     def _outcome(self, received: Received) -> Iterator[Any]:
         event = received.event

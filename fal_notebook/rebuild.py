@@ -331,5 +331,6 @@ _KINDS: dict[str, Callable[[Failure, str], BaseException]] = {
     "unknown": _general,
     "lost": _lost,
     "link": _as(errors.LinkLostError),
+    "unreachable": _as(errors.HostUnreachableError),
     "agent": _general,
 }

@@ -40,7 +40,7 @@ class LogEntry:
     Attributes:
         message: text, mostly a line.
         level: "INFO", or "ERROR" for the app's standard error.
-        source: "USER", "BUILDER", or "BRIDGE" for what is said about runners.
+        source: "USER", "BUILDER", or "BRIDGE" for what is said about runners and the connection.
         timestamp: seconds since the Unix epoch, by the host's clock.
         request_id: of the request that was being answered; empty outside one.
     """
@@ -247,7 +247,7 @@ class AppSpawnInfo:
         self._face.take(received)
 
     def _log(self, event: Log, text: str) -> None:
-        source = "BUILDER" if event.source == "builder" else "USER"
+        source = {"builder": "BUILDER", "link": "BRIDGE"}.get(event.source, "USER")
         level = "ERROR" if event.stream == "stderr" and source == "USER" else "INFO"
         for line in text.splitlines(keepends=True):
             self._keep(LogEntry(line, level, source, event.sent_at, event.request))

@@ -50,7 +50,7 @@ class BackgroundFace:
         with self._board.lock:
             if isinstance(event, Progress) and event.name == UPLOAD:
                 return
-            if isinstance(event, Log) and event.source == "user":
+            if isinstance(event, Log) and event.source != "builder":
                 self.text.append(self.long.take(received))
             elif isinstance(event, Display):
                 self._show(event.kind, json.loads(bytes(received.data[0])))

@@ -57,6 +57,10 @@ class AgentHost(ABC):
     def _connect(self) -> AgentClient:
         """Make a connection, starting the agent if there is none."""
 
+    def _is_away(self, error: HostError) -> bool:  # noqa: ARG002 - a machine that is here is never away
+        """Whether a connection failed because the machine cannot be reached, which may pass."""
+        return False
+
     @property
     def working_folder(self) -> str | None:
         """The folder that calls run in; None for the user's home over there."""
@@ -91,6 +95,7 @@ class AgentHost(ABC):
                 client = self._connect_anew()
             client.on_lost = self._returning.take
             self._client, self._owner, self._failure = client, os.getpid(), None
+            self._returning.has_given_up = False
         except HostError as error:
             self._failure = error
             raise
@@ -102,10 +107,26 @@ class AgentHost(ABC):
     ) -> Execution:
         """Start a call; see `fal_notebook.hosts.base.Host`."""
         run_id = run_id or uuid.uuid4().hex[:16]
-        for _ in range(_TRIES):
-            with suppress(LinkLostError):  # it broke just now
-                return self.connect().submit(parcel, sink, run_id, attended=attended)
-        return self.connect().submit(parcel, sink, run_id, attended=attended)
+        last = self._client
+        if last is not None and not last.is_open and self._returning.is_looking:
+            return self._send_later(last, parcel, sink, run_id, "it is being looked for", attended=attended)
+        try:
+            for _ in range(_TRIES):
+                with suppress(LinkLostError):  # it broke just now
+                    return self.connect().submit(parcel, sink, run_id, attended=attended)
+            return self.connect().submit(parcel, sink, run_id, attended=attended)
+        except HostError as error:
+            if last is None or self._returning.has_given_up or not self._is_away(error):
+                raise
+            return self._send_later(last, parcel, sink, run_id, str(error), attended=attended)
+
+    def _send_later(
+        self, last: AgentClient, parcel: Parcel, sink: EventSink, run_id: str, problem: str, *, attended: bool
+    ) -> Execution:
+        """Leave a call to whoever looks for the host, as one whose connection broke under it."""
+        execution = last.unsent(parcel, sink, run_id, attended=attended)
+        self._returning.take([execution], problem)
+        return execution
 
     def attach(self, run_id: str, sink: EventSink) -> Execution:
         """Show a run that was started elsewhere, or before; see `fal_notebook.hosts.base.ShowsRuns`."""

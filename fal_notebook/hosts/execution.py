@@ -149,8 +149,13 @@ class AgentExecution:
         self.let_go = let_go
 
     def fail_adrift(self, problem: str) -> None:
-        """End the call here, since no connection to it is to be had; it goes on over there."""
+        """End the call here, since no connection is to be had; one that was sent goes on over there."""
         name = self.client.host_name
+        if not self.was_sent:
+            self.fail(
+                "unreachable", f"{name!r} cannot be reached any more, and the call did not begin: {problem}"
+            )
+            return
         self.fail(
             "link",
             f"the connection to {name!r} broke: {problem}. If the call had begun it goes on there for its "

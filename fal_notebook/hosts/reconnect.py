@@ -1,5 +1,7 @@
 """Bring back the calls of a connection that broke: connect again, and go on after the last event seen.
 
+A call that begins while the host is away waits among them.
+
 Runs in the notebook, in a thread that exists while calls are adrift. The calls go on over there meanwhile,
 and the host's journal has what they say. Nobody is asked anything: a login that wants a passphrase ends it.
 """
@@ -44,6 +46,9 @@ class Reconnector:
         host_name: for messages.
         connect: makes a connection; raises HostError.
         patience: gives the seconds for which to try.
+
+    Attributes:
+        has_given_up: the host was looked for in vain, and nobody has connected there since.
     """
 
     def __init__(
@@ -53,9 +58,15 @@ class Reconnector:
         self._lock = threading.Lock()
         self._adrift: dict[str, AgentExecution] = {}
         self._told: set[str] = set()  # those whose cells say that the connection is gone
-        self._is_working = False
+        self.has_given_up = False
+        self._thread: threading.Thread | None = None
         self._refusals = 0  # of our login, in a row
         self._stop = threading.Event()
+
+    @property
+    def is_looking(self) -> bool:
+        """Whether calls wait for the host, which is being tried."""
+        return self._thread is not None and self._thread.is_alive()  # in a forked child it is not
 
     def take(self, executions: Iterable[AgentExecution], problem: str) -> None:
         """Bring calls back as soon as that is possible; returns at once.
@@ -67,13 +78,13 @@ class Reconnector:
         with self._lock:
             for execution in executions:
                 self._add(execution)
-            if self._is_working or not self._adrift:
+            if self.is_looking or not self._adrift:
                 return
-            self._is_working = True
             self._stop.clear()
-        threading.Thread(
-            target=self._work, args=(problem,), name=f"fal-reconnect-{self._host_name}", daemon=True
-        ).start()
+            self._thread = threading.Thread(
+                target=self._work, args=(problem,), name=f"fal-reconnect-{self._host_name}", daemon=True
+            )
+            self._thread.start()
 
     def _add(self, execution: AgentExecution) -> None:
         """Note a call; of two that watch one run, the one that may have to be sent again goes first."""
@@ -99,21 +110,23 @@ class Reconnector:
     def _work(self, problem: str) -> None:
         began, pause = time.monotonic(), _FIRST_PAUSE
         patience = self._patience()
+        until = time.strftime("%H:%M", time.localtime(time.time() + patience))
+        lost = f"The connection to {self._host_name!r} is lost; connecting again until {until}"
         self._refusals = 0
         while not self._stop.is_set():
             outage = time.monotonic() - began
             reason = self._try(outage) if outage < patience else problem
             if reason is None:
                 return
+            problem = reason
             if self._stop.is_set() or outage >= patience:
                 break
             if outage >= _QUIET_SECONDS:
-                self._tell(f"The connection to {self._host_name!r} is lost; connecting again ...\n")
-            problem = reason
+                self._tell(f"{lost}. {reason}\n")
             self._stop.wait(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
         with self._lock:
-            self._is_working = False
+            self._thread, self.has_given_up = None, True
         self._fail_all(problem)
 
     def _try(self, outage: float) -> str | None:
@@ -136,7 +149,7 @@ class Reconnector:
         while True:
             with self._lock:
                 if not self._adrift:
-                    self._is_working = False
+                    self._thread = None
                     return None
                 execution = self._adrift.pop(next(iter(self._adrift)))
             if execution.run_id in self._told:
@@ -169,5 +182,5 @@ class Reconnector:
             self._say(execution, text)
 
     def _say(self, execution: AgentExecution, text: str) -> None:
-        event = Log(execution.run_id, "stderr", sent_at=time.time(), seq=execution.last_seq)
+        event = Log(execution.run_id, "stderr", "link", sent_at=time.time(), seq=execution.last_seq)
         execution.sink(Received(event, [text.encode()]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import hashlib
 import random
+import re
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from fal_notebook.hosts.client import AgentClient
 from fal_notebook.hosts.ssh import SSHHost
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from support.sshd import SSHServer
@@ -103,6 +104,125 @@ def test_a_restarted_server_is_found_again(far: SSHHost, ssh_server: SSHServer) 
     until(lambda: not far.is_connected)
 
     assert one() == 1
+
+
+@pytest.fixture
+def append(far: SSHHost, shared_folder: Path) -> Callable[[int], int]:
+    """A function on the server that notes each of its calls in a file, `lines`."""
+    lines = shared_folder / "lines"
+
+    @fal.function(host=far)
+    def append(number: int) -> int:
+        with lines.open("a") as file:
+            file.write(f"{number}\n")
+        return number
+
+    return append
+
+
+@pytest.fixture
+def away(far: SSHHost, ssh_server: SSHServer) -> Iterator[Callable[[], None]]:
+    """Take the server away; what is given brings it back, as does the end of the test."""
+    far.connect()
+    ssh_server.stop_listening()
+    until(lambda: not far.is_connected)
+    is_back = False
+
+    def bring_back() -> None:  # in the main thread: the server ends with the one that starts it
+        nonlocal is_back
+        if not is_back:
+            ssh_server.restart()
+            is_back = True
+
+    yield bring_back
+    bring_back()
+
+
+def test_calls_begun_while_the_server_is_away_wait_for_it_and_run_once_each(
+    append: Any, away: Callable[[], None], shared_folder: Path
+) -> None:
+    runs = [append.submit(number) for number in range(20)]
+    assert not any(run.done() for run in runs)
+    away()
+
+    assert [run.result(timeout=30) for run in runs] == list(range(20))
+    assert sorted(map(int, (shared_folder / "lines").read_text().split())) == list(range(20))
+    assert append(20) == 20  # and those after them need not wait
+
+
+def test_a_call_that_waits_for_the_server_says_why(
+    append: Any, away: Callable[[], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+
+    def is_said(text: str) -> bool:
+        said.append(capfd.readouterr().err)
+        return re.search(text, "".join(said)) is not None
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        calling = pool.submit(append, 1)
+        until(lambda: is_said(r"'far-box' is lost; .* until \d\d:\d\d .* refused"))
+        away()
+        assert calling.result(timeout=30) == 1
+
+    assert is_said("Connected to 'far-box' again")
+
+
+def test_the_calls_of_a_map_say_once_that_they_wait(
+    far: SSHHost, ssh_server: SSHServer, shared_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    begun, go = shared_folder / "begun", shared_folder / "go"
+
+    @fal.function(host=far)
+    def wait(number: int) -> int:
+        import time
+
+        begun.touch()
+        while not go.exists():
+            time.sleep(0.005)
+        return number
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        mapping = pool.submit(lambda: list(wait.map(range(10), chunk_size=1, in_flight=10)))
+        until(begun.exists)
+        ssh_server.stop_listening()
+        said: list[str] = []
+        until(lambda: said.append(capfd.readouterr().err) or "connecting again" in "".join(said))
+        ssh_server.restart()
+        go.touch()
+        assert mapping.result(timeout=30) == list(range(10))
+
+    text = "".join([*said, capfd.readouterr().err])
+    assert text.count("connecting again") == text.count("Connected to 'far-box' again") == 1
+
+
+@pytest.mark.parametrize("wish", ["interrupt", "cancel"])
+def test_a_call_that_waits_for_the_server_can_be_ended(
+    append: Any, away: Callable[[], None], shared_folder: Path, wish: str
+) -> None:
+    run = append.submit(1)
+
+    getattr(run, wish)()
+
+    with pytest.raises((KeyboardInterrupt, concurrent.futures.CancelledError)):
+        run.result(timeout=5)
+    away()
+    assert append(2) == 2
+    assert (shared_folder / "lines").read_text() == "2\n"
+
+
+def test_a_call_that_waited_in_vain_did_not_begin_and_the_next_is_refused_at_once(
+    far: SSHHost, append: Any, away: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(far._returning, "_patience", lambda: 0.2)
+
+    with pytest.raises(exceptions.HostUnreachableError, match=r"'far-box' .*did not begin: .*refused the"):
+        append(1)
+
+    with pytest.raises(exceptions.HostUnreachableError, match="refused the connection"):
+        append.submit(2)
+    away()
+    assert append(3) == 3
 
 
 def test_a_large_upload_that_breaks_goes_on_from_what_has_arrived(
@@ -205,17 +325,9 @@ def test_output_goes_on_after_the_last_that_was_seen(
 
 
 def test_brief_calls_one_after_the_other_survive_breaks_and_run_once_each(
-    far: SSHHost, ssh_server: SSHServer, shared_folder: Path
+    far: SSHHost, append: Any, ssh_server: SSHServer, shared_folder: Path
 ) -> None:
     """Also those in a lane: what became of a call there is known to the agent."""
-    lines = shared_folder / "lines"
-
-    @fal.function(host=far)
-    def append(number: int) -> int:
-        with lines.open("a") as file:
-            file.write(f"{number}\n")
-        return number
-
     append(0)
     stop = threading.Event()
 
@@ -233,7 +345,7 @@ def test_brief_calls_one_after_the_other_survive_breaks_and_run_once_each(
         breaker.join()
 
     assert given == list(range(1, 400))
-    assert lines.read_text().split() == [str(number) for number in range(400)]
+    assert (shared_folder / "lines").read_text().split() == [str(number) for number in range(400)]
 
 
 def begin_long_call(far: SSHHost, shared_folder: Path) -> fal.Run:

@@ -50,7 +50,7 @@ class Log(Record):
     type: ClassVar[str] = "log"
     run_id: str
     stream: str  # "stdout" or "stderr"
-    source: str = "user"  # "user", or "builder" for what uv says
+    source: str = "user"  # "user"; "builder": what uv says; "link": what a notebook says of its connection
     request: str = ""  # id of the request that an app was answering
     seq: int = 0
     sent_at: float = 0.0
