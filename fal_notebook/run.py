@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
+import sys
 import threading
 import time
 from collections import deque
@@ -18,7 +19,7 @@ from concurrent.futures import Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, cast
 
 from fal_agent import pickling
-from fal_agent.wire import Failure, Item, Prompt, Result
+from fal_agent.wire import Failure, Item, Log, Prompt, Result
 from fal_notebook.display import Drawer
 from fal_notebook.hosts.base import Execution, Host, Parcel, Received, ShowsRuns, TellsSeen
 from fal_notebook.prompting import read_line
@@ -27,7 +28,17 @@ from fal_notebook.rebuild import exception_from, reraise
 if TYPE_CHECKING:
     import types
 
-__all__ = ["Draw", "Items", "Run", "draw_nothing", "draw_or_ask", "follow", "load_result", "start"]
+__all__ = [
+    "Draw",
+    "Items",
+    "Run",
+    "draw_connection",
+    "draw_nothing",
+    "draw_or_ask",
+    "follow",
+    "load_result",
+    "start",
+]
 
 _WAKE_SECONDS = 0.5  # between two looks at whether the kernel was interrupted
 _ASKED = {False: "input()", True: "getpass()"}
@@ -473,3 +484,10 @@ def draw_or_ask(run: Run, received: Received, draw: Draw) -> None:
 
 def draw_nothing(_received: Received) -> None:
     """Show nothing of what goes on."""
+
+
+def draw_connection(received: Received) -> None:
+    """Show what is said of the connection, and nothing of what goes on."""
+    event = received.event
+    if isinstance(event, Log) and event.source == "link":
+        sys.stderr.write(bytes(received.data[0]).decode())

@@ -51,7 +51,7 @@ from fal_notebook.names import SessionNames
 from fal_notebook.notebook_cell import NotebookCell
 from fal_notebook.options import FunctionOptions, make_options
 from fal_notebook.returning import forget_earlier
-from fal_notebook.run import Draw, Run, draw_nothing, follow, start
+from fal_notebook.run import Draw, Run, draw_connection, follow, start
 from fal_notebook.secrets import read_secrets
 from fal_notebook.sending import Sending, make_request, open_reply
 from fal_notebook.widgets import SessionWidgets
@@ -304,9 +304,11 @@ class Session:
 
         The cell's own error is what counts; what cannot be brought now comes with the next cell.
         """
+        if not getattr(self.host, "is_connected", True):  # nobody who interrupts a cell wants to wait for it
+            return
         with suppress(FalServerlessError):
             request = self.names.request_owed(cell.namespace)
-            self.ask(request, cell.namespace, f"names after {cell.label}", draw=draw_nothing)
+            self.ask(request, cell.namespace, f"names after {cell.label}", draw=draw_connection)
 
     def start_in_background(self, cell: NotebookCell, options: argparse.Namespace) -> Run:
         """Start a cell; its names come back when the run's `result()` is asked for."""

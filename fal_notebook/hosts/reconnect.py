@@ -125,6 +125,8 @@ class Reconnector:
                 self._tell(f"{lost}. {reason}\n")
             self._stop.wait(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
+            if self._is_deserted():
+                return
         with self._lock:
             self._thread, self.has_given_up = None, True
         self._fail_all(problem)
@@ -146,12 +148,7 @@ class Reconnector:
             return str(error)
         if self._stop.is_set():
             client.close()
-        while True:
-            with self._lock:
-                if not self._adrift:
-                    self._thread = None
-                    return None
-                execution = self._adrift.pop(next(iter(self._adrift)))
+        while (execution := self._next()) is not None:
             if execution.run_id in self._told:
                 self._told.discard(execution.run_id)
                 self._say(execution, f"Connected to {self._host_name!r} again after {outage:.0f} s.\n")
@@ -160,12 +157,29 @@ class Reconnector:
             except LinkLostError as error:
                 self.take([execution], str(error))
                 return str(error)
+        return None
+
+    def _next(self) -> AgentExecution | None:
+        """Take one of the calls that wait; None if there is none: then this thread ends."""
+        with self._lock:
+            if self._adrift:
+                return self._adrift.pop(next(iter(self._adrift)))
+            self._thread = None
+            return None
+
+    def _is_deserted(self) -> bool:
+        """Whether no call waits, since all have been interrupted: then this thread ends."""
+        with self._lock:
+            if not self._adrift:
+                self._thread = None
+            return not self._adrift
 
     # ------------------------------------------------------------ the calls
 
     def _let_go(self, execution: AgentExecution) -> bool:
         """Wait no longer for a call; False if it has just been brought back."""
         with self._lock:
+            self._told.discard(execution.run_id)
             return self._adrift.pop(execution.run_id, None) is not None
 
     def _fail_all(self, problem: str) -> None:

@@ -161,7 +161,7 @@ def test_a_call_that_waits_for_the_server_says_why(
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         calling = pool.submit(append, 1)
-        until(lambda: is_said(r"'far-box' is lost; .* until \d\d:\d\d .* refused"))
+        until(lambda: is_said(r"'far-box' is lost; .* until \d\d:\d\d\. .*refused"))
         away()
         assert calling.result(timeout=30) == 1
 
