@@ -7,14 +7,12 @@ has to be uploaded first, by a thread of their own.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import queue
 import threading
 import time
 import uuid
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from fal_agent.duplex import Duplex, uninterrupted
@@ -26,14 +24,11 @@ from fal_agent.errors import (
     ProtocolError,
 )
 from fal_agent.wire import (
-    INLINE_LIMIT,
     Answer,
     Arrived,
     Ask,
     Attach,
     BlobPart,
-    Call,
-    Data,
     Execute,
     Failure,
     Hello,
@@ -45,20 +40,21 @@ from fal_agent.wire import (
     Need,
     Ping,
     Result,
-    Submit,
     Want,
     Welcome,
 )  # fmt: skip
 from fal_notebook.hosts.base import ByteStream, EventSink, Parcel, Received
 from fal_notebook.hosts.blob_traffic import BlobTraffic
-from fal_notebook.hosts.execution import AgentExecution, UploadProgress
-from fal_notebook.hosts.lane import OpenLane
+from fal_notebook.hosts.execution import AgentExecution
+from fal_notebook.hosts.lane import Lanes
+from fal_notebook.hosts.submissions import Submissions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from fal_agent.framing import Buffer
+    from fal_notebook.hosts.lane import OpenLane
 
 __all__ = ["AgentClient", "client_id"]
 
@@ -66,7 +62,6 @@ _KERNEL = uuid.uuid4().hex
 
 _GREETING_TIMEOUT = 20.0  # seconds
 _ANSWER_TIMEOUT = 60.0  # seconds: a slow line is busy with what else is sent
-_KEPT_TEMPLATES = 1024  # fewer than the agent keeps
 _PING_EVERY = 3.0  # seconds without a word after which the agent is asked whether it is there
 _SILENCE_LIMIT = 12.0  # seconds without a word after which the connection counts as lost
 
@@ -89,6 +84,7 @@ class AgentClient:
 
     Attributes:
         blobs: what travels beside messages.
+        lanes: ways straight to workers that the agent has lent us.
         on_lost: gets the calls that were going on when the connection broke, and why it did; None: they fail.
 
     Raises:
@@ -110,10 +106,6 @@ class AgentClient:
         self._dial = dial
         self._executions: dict[str, AgentExecution] = {}
         self._answers: dict[str, queue.SimpleQueue[Answer | None]] = {}
-        self._templates: OrderedDict[int, tuple[str, Call]] = OrderedDict()  # by the identity of the call
-        self._naming, self._numbers = threading.Lock(), itertools.count(1)
-        self._lanes: dict[str, OpenLane] = {}  # by our names for the calls that may go there
-        self._functions: set[str] = set()  # digests that the agent has
         self._sharing = threading.Lock()  # held while it is decided who sees the events of a run
         self._greeted = threading.Event()
         self._problem: str | None = None
@@ -130,6 +122,8 @@ class AgentClient:
             arrived=lambda name, size: int(self.ask("arrived", _ANSWER_TIMEOUT, name=name, size=size)),
             broken=self._broken,
         )
+        self._submissions = Submissions(self._send, self.blobs, self._give_up_unsent)
+        self.lanes = Lanes(dial)
         self._duplex.start()
         self._send(Hello(client_id(), part_size, shares_files=blob_folder is not None))
         self._await_welcome()
@@ -151,14 +145,15 @@ class AgentClient:
         """
         execution = AgentExecution(self, run_id, parcel, sink, attended=attended)
         self._executions[run_id] = execution
-        if attended and self._lanes and self._take_lane(execution, parcel):
-            return execution
+        template = self._submissions.template_of(parcel.call) if attended and not parcel.blobs else None
+        if template is not None and self.lanes.take(execution, template):
+            return execution  # `receive` sends it: an interrupt is dealt with there
         if self._closed.is_set():
             if self._executions.pop(run_id, None) is not None:
                 raise self._lost_error()
             return execution  # whoever found the end of the connection has it brought back
         try:
-            self._send_all(execution, parcel)
+            self._submissions.send(execution)
         except LinkLostError:  # the agent may have it
             self._hand_over([execution])
         return execution
@@ -200,7 +195,7 @@ class AgentClient:
                         self._give_up_as_wished(execution, wish)
             else:
                 execution.sent = False
-                self._send_all(execution, parcel)
+                self._submissions.send(execution)
         except LinkLostError:
             if self._executions.pop(execution.run_id, None) is not None:
                 raise  # else it has been handed over by the reading thread
@@ -347,29 +342,6 @@ class AgentClient:
         self._duplex.close()
         return self._lost_error()
 
-    def _send_all(self, execution: AgentExecution, parcel: Parcel) -> None:
-        """Send a call to the agent, after what it needs."""
-        if self.blobs.known.issuperset(parcel.blobs) and not self._function_needs_blobs(parcel):
-            self._send_submit(execution)
-        else:
-            threading.Thread(
-                target=self._upload, args=(execution,), name=f"fal-upload-{execution.run_id}", daemon=True
-            ).start()
-
-    def _take_lane(self, execution: AgentExecution, parcel: Parcel) -> bool:
-        """Let a call go straight to the worker that was lent to us for such calls; whether that is possible.
-
-        It is sent by `receive`: an interrupt is dealt with there.
-        """
-        known = self._templates.get(id(parcel.call))
-        if known is None or known[1] is not parcel.call or parcel.blobs:
-            return False
-        lane = self._lanes.get(known[0])
-        if lane is None or not lane.is_open or not lane.turn.acquire(blocking=False):
-            return False
-        execution.lane, execution.template = lane, known[0]
-        return True
-
     def _leave_lane(self, execution: AgentExecution, lane: OpenLane) -> None:
         """Ask the agent what became of a call, whose lane is no more; it runs now if it never began."""
         parcel = execution.parcel
@@ -381,89 +353,7 @@ class AgentClient:
             lane.turn.release()
             if parcel is not None and not self._closed.is_set():
                 with contextlib.suppress(LinkLostError):  # the reading thread tells every call
-                    self._send_all(execution, parcel)
-
-    def _take_offer(self, message: Lane) -> None:
-        lane = OpenLane(message.lane, message.templates, lambda: self._dial(message.path))
-        with self._naming:
-            self._lanes = {**self._lanes, **dict.fromkeys(message.templates, lane)}
-
-    def _drop_lane(self, name: str) -> None:
-        with self._naming:
-            self._lanes = {key: lane for key, lane in self._lanes.items() if lane.lane != name}
-
-    def _function_needs_blobs(self, parcel: Parcel) -> bool:
-        if not parcel.function_data or parcel.call.function in self._functions:
-            return False
-        inline = sum(len(part) for part in (*parcel.function_data, *parcel.buffers))
-        return inline > INLINE_LIMIT
-
-    def _send_submit(self, execution: AgentExecution) -> None:
-        parcel = execution.parcel
-        assert parcel is not None
-        call, buffers = parcel.call, list(parcel.buffers)
-        digest = call.function
-        refs: Data | None = None
-        if digest is not None and digest not in self._functions and parcel.function_data:
-            if self._function_needs_blobs(parcel):
-                refs = [_function_blob(digest, index) for index in range(len(parcel.function_data))]
-            else:
-                refs = list(range(len(buffers), len(buffers) + len(parcel.function_data)))
-                buffers += parcel.function_data
-        with execution.turn:
-            if execution.withdrawn:
-                return
-            template, is_new = self._template(call)
-            self._send(
-                Submit(
-                    execution.run_id,
-                    template,
-                    parcel.arguments,
-                    call=call if is_new else None,
-                    function_data=refs,
-                    again=execution.was_sent,
-                    attended=execution.attended,
-                ),
-                buffers,
-            )
-            execution.sent = execution.was_sent = True
-        if digest is not None:
-            self._functions.add(digest)
-
-    def _template(self, call: Call) -> tuple[str, bool]:
-        """Our name for a call on this connection, and whether the agent is yet to be told its meaning."""
-        with self._naming:
-            name, known = self._templates.get(id(call), ("", None))
-            if known is call:
-                return name, False
-            name = f"t{next(self._numbers)}"
-            self._templates[id(call)] = (name, call)  # keeps the call, so that its id stays its own
-            if len(self._templates) > _KEPT_TEMPLATES:
-                self._templates.popitem(last=False)
-            return name, True
-
-    def _upload(self, execution: AgentExecution) -> None:
-        """Send what the call's data needs, then the call; runs in a thread."""
-        parcel = execution.parcel
-        assert parcel is not None
-        blobs = dict(parcel.blobs)
-        if self._function_needs_blobs(parcel):
-            blobs.update(
-                {_function_blob(parcel.call.function or "", i): p for i, p in enumerate(parcel.function_data)}
-            )
-        telling = UploadProgress(execution, sum(len(memoryview(data).cast("B")) for data in blobs.values()))
-        try:
-            for name, data in blobs.items():
-                self.blobs.send_once(name, data, lambda: execution.withdrawn, telling.sent)
-                if execution.withdrawn:
-                    return
-            self._send_submit(execution)
-        except LinkLostError:
-            return  # the reading thread reports it to every call
-        except Exception as error:
-            self.give_up(execution, "link", f"data for {self.host_name!r} could not be sent: {error}")
-            if not isinstance(error, OSError):  # nothing that was to be expected
-                raise
+                    self._submissions.send(execution)
 
     def upload(self, name: str, data: Buffer, stop: threading.Event) -> None:
         """Bring a blob to the agent that no call names.
@@ -498,9 +388,9 @@ class AgentClient:
             if box is not None:
                 box.put(message)
         elif isinstance(message, Lane):
-            self._take_offer(message)
+            self.lanes.offer(message)
         elif isinstance(message, LaneClosed):
-            self._drop_lane(message.lane)
+            self.lanes.drop(message.lane)
         elif isinstance(message, Welcome):
             self.welcome = message
             self._greeted.set()
@@ -542,15 +432,12 @@ class AgentClient:
         execution = self._executions.get(need.run_id)
         if execution is None or execution.parcel is None:
             return
-        self._functions.discard(execution.parcel.call.function or "")
-        self.blobs.known.difference_update(need.names)
-        with self._naming:
-            self._templates.pop(id(execution.parcel.call), None)
         execution.sent = False  # it was turned away, so it does not run
-        if execution.wish is not None:  # and need not
+        if execution.wish is None:
+            self._submissions.send_again(execution, need.names)
+        else:  # and need not
+            self._submissions.forget(execution, need.names)
             self._give_up_as_wished(execution, execution.wish)
-            return
-        threading.Thread(target=self._upload, args=(execution,), name="fal-upload-again", daemon=True).start()
 
     def _on_close(self, problem: Exception | None) -> None:
         self._problem = self._problem or (str(problem) if problem is not None else None)
@@ -562,8 +449,7 @@ class AgentClient:
         self._greeted.set()
         for box in list(self._answers.values()):
             box.put(None)
-        for lane in set(self._lanes.values()):
-            lane.close()
+        self.lanes.close()
         # A call in a lane is handed over by the thread that sent it, which is being told just now.
         self._hand_over([execution for execution in [*self._executions.values()] if execution.lane is None])
 
@@ -583,6 +469,9 @@ class AgentClient:
         execution.withdrawn = True
         if self._executions.pop(execution.run_id, None) is not None:
             execution.fail(kind, message)
+
+    def _give_up_unsent(self, execution: AgentExecution, problem: str) -> None:
+        self.give_up(execution, "link", f"data for {self.host_name!r} could not be sent: {problem}")
 
     def _give_up_as_wished(self, execution: AgentExecution, wish: Message) -> None:
         if isinstance(wish, Interrupt):
@@ -612,7 +501,3 @@ def _take_variables(event: Result | Failure, buffers: Sequence[Buffer]) -> None:
     """Put the variables of failed frames, which come beside a failure, where they are looked for."""
     if isinstance(event, Failure) and event.variables is not None and event.variables < len(buffers):
         event.detail["variables"] = json.loads(bytes(buffers[event.variables]))
-
-
-def _function_blob(digest: str, index: int) -> str:
-    return f"fn-{digest}-{index}"

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from fal_agent.framing import Buffer
-    from fal_agent.wire import Execute, Message
+    from fal_agent.wire import Execute, Lane, Message
     from fal_notebook.hosts.base import ByteStream
+    from fal_notebook.hosts.execution import AgentExecution
 
-__all__ = ["OpenLane"]
+__all__ = ["Lanes", "OpenLane"]
 
 _READ_SIZE = 512 << 10
 
@@ -80,3 +81,49 @@ class OpenLane:
         self.is_open = False
         if self._stream is not None:
             self._stream.close()
+
+
+class Lanes:
+    """The lanes that the agent has lent to one connection.
+
+    Args:
+        dial: connects to a Unix socket of the machine.
+    """
+
+    def __init__(self, dial: Callable[[str], ByteStream]) -> None:
+        self._dial = dial
+        self._changing = threading.Lock()
+        self._lanes: dict[str, OpenLane] = {}  # by our names for the calls that may go there
+
+    def by_template(self) -> dict[str, OpenLane]:
+        """Give them by our names for the calls that may go there."""
+        return self._lanes
+
+    def take(self, execution: AgentExecution, template: str) -> bool:
+        """Let a call go straight to the worker that was lent to us for such calls; whether that is possible.
+
+        Args:
+            execution: the call; `AgentExecution.receive` sends it.
+            template: our name for it.
+        """
+        lane = self._lanes.get(template)
+        if lane is None or not lane.is_open or not lane.turn.acquire(blocking=False):
+            return False
+        execution.lane, execution.template = lane, template
+        return True
+
+    def offer(self, message: Lane) -> None:
+        """The agent lends a lane."""
+        lane = OpenLane(message.lane, message.templates, lambda: self._dial(message.path))
+        with self._changing:
+            self._lanes = {**self._lanes, **dict.fromkeys(message.templates, lane)}
+
+    def drop(self, name: str) -> None:
+        """The agent takes a lane back."""
+        with self._changing:
+            self._lanes = {key: lane for key, lane in self._lanes.items() if lane.lane != name}
+
+    def close(self) -> None:
+        """Hang up everywhere."""
+        for lane in set(self._lanes.values()):
+            lane.close()

@@ -41,7 +41,9 @@ def test_a_lane_that_breaks_at_any_moment_runs_each_call_once(bed: Bed, tmp_path
     chance, broken = random.Random(1), 0
 
     for number in range(400):
-        lanes = [lane for lane in host.connect()._lanes.values() if lane.is_dialled and lane.is_open]
+        lanes = [
+            lane for lane in host.connect().lanes.by_template().values() if lane.is_dialled and lane.is_open
+        ]
         if lanes and chance.random() < 0.3:
             _break_soon(lanes[0], chance.random() * 0.0004)
             broken += 1

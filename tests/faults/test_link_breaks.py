@@ -440,7 +440,7 @@ def test_a_call_that_is_cancelled_while_it_must_be_sent_again_never_begins(
         mark.touch()
 
     client = far.connect()
-    monkeypatch.setattr(client, "_functions", Forgotten())
+    monkeypatch.setattr(client._submissions, "_functions", Forgotten())
     asked, cancelled = threading.Event(), threading.Event()
     send_again = client._send_again
 
