@@ -57,7 +57,8 @@ def test_every_option_of_the_cell_is_read() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--hots box", "--hots"),
+        ("--hots box", "unrecognized arguments: --hots box. `%%fal?` shows"),
+        ("box --fresh", "a host is named by `--host box`, a package by `-r box`"),
         ("--gpu many", "invalid int value: 'many'"),
         ("--gpu -1", "not a number of devices"),
         ("--timeout 0", "not a time"),

@@ -69,7 +69,12 @@ def parse_cell_line(line: str) -> argparse.Namespace:
         words = shlex.split(line, comments=False)
     except ValueError as error:
         raise CellOptionsError(f"the line cannot be read: {error}") from None
-    options = cell_parser().parse_args(words)
+    options, unknown = cell_parser().parse_known_args(words)
+    if unknown:
+        word, text = unknown[0], f"unrecognized arguments: {' '.join(unknown)}"
+        if not word.startswith("-"):
+            text += f"; a host is named by `--host {word}`, a package by `-r {word}`"
+        cell_parser().error(text)
     if options.output is not None and not options.output.isidentifier():
         raise CellOptionsError(f"-o {options.output!r} is not a name that a variable can have")
     if options.timeout is not None and options.timeout <= 0:
