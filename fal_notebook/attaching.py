@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fal_agent import pickling
@@ -17,6 +18,7 @@ from fal_agent.sharing import SharedObjects
 from fal_notebook import display
 from fal_notebook.display.phases import duration, size
 from fal_notebook.display.tables import Table, ago
+from fal_notebook.handles import Handle, unopened
 from fal_notebook.hosts.base import ShowsRuns
 from fal_notebook.hosts.registry import get_host
 from fal_notebook.run import Run, load_result
@@ -43,6 +45,7 @@ class RunInfo:
         submitted_at, started_at, finished_at: seconds since the Unix epoch, by the host's clock.
         bytes: of what it has said.
         result_bytes: of what it gave; None if it gave nothing, or that is not kept any more.
+        session: that a cell ran in; empty for all else.
     """
 
     run_id: str
@@ -56,6 +59,7 @@ class RunInfo:
     finished_at: float | None
     bytes: int
     result_bytes: int | None = None
+    session: str = ""
 
     def attach(self) -> Run:
         """Show the run again; see `fal.attach`."""
@@ -158,8 +162,9 @@ def attach(run_id: str, *, host: Host | str | None = None) -> Run:
         host: a host, the name of one, or None for the current one.
 
     Returns:
-        The run: `.result()` waits for its value, or for a cell a dict of the names that it brought back;
-        `.interrupt()`, `.cancel()` and `.kill()` end it.
+        The run: `.result()` waits for its value, or for a cell a dict of the names that it brought back, in
+        which a handle stands for what is too large or cannot be pickled; `.interrupt()`, `.cancel()` and
+        `.kill()` end it.
 
     Raises:
         FalServerlessError: the host does not know the run, or several runs have such ids.
@@ -169,7 +174,7 @@ def attach(run_id: str, *, host: Host | str | None = None) -> Run:
     if not isinstance(where, ShowsRuns):
         raise FalServerlessError(f"{where.name!r} is this very process, and keeps no runs")
     info = _find(where, run_id)
-    decode = _names_of if info.kind == "cell" else load_result
+    decode = partial(_names_of, info) if info.kind == "cell" else load_result
     return Run.attached(
         where, info.run_id, label=info.label, decode=decode, on_event=display.background(info.label)
     )
@@ -186,14 +191,21 @@ def _find(where: Any, run_id: str) -> RunInfo:
     raise FalServerlessError(f"{len(found)} runs on {where.name!r} have ids that begin so: {listed}")
 
 
-def _names_of(received: Received) -> dict[str, Any]:
-    """Give the names that a cell brought back, and what they stand for."""
-    reply = pickling.load(received.data[:1])
-    buffers = received.data[1:]
+def _names_of(info: RunInfo, received: Received) -> dict[str, Any]:
+    """Give the names that a cell brought back, and what they stand for: handles, for what stayed there."""
+    reply, buffers = pickling.load(received.data[:1]), received.data[1:]
     namespace: dict[str, Any] = {}
     shared = SharedObjects(namespace, 1)  # nothing: what the cell's notebook shares is told in full, too
+    stayed: dict[str, dict[str, Any]] = dict(reply["handles"])
     for name, (start, stop) in {**reply["names"], **reply["plain"]}.items():
         parts = buffers[start:stop]
         is_shared = name in reply["shared"] and name not in reply["plain"]
-        namespace[name] = shared.decode(name, parts[0]) if is_shared else load_named(parts, namespace)
+        try:
+            namespace[name] = shared.decode(name, parts[0]) if is_shared else load_named(parts, namespace)
+        except Exception as error:  # noqa: BLE001 - opening runs the user's code; the other names are there
+            stayed[name] = unopened(reply["types"].get(name), parts, error)
+    for name, described in stayed.items():
+        namespace[name] = Handle(
+            info.host, info.session, name, version=reply["versions"][name], described=described, keeper=None
+        )
     return namespace

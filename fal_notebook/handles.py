@@ -13,7 +13,9 @@ from fal_agent.errors import FalServerlessError
 from fal_notebook.trips import Trip, travelling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+
+    from fal_agent.framing import Buffer
 
 __all__ = ["Handle", "Keeper", "bytes_as_text", "gone_error", "keepers", "shape_as_text"]
 
@@ -135,7 +137,7 @@ class Handle:
         if keeper is None:
             raise FalServerlessError(
                 f"{self.name!r} is a handle of another kernel, on a value in its session {self.session!r} on "
-                f"{self.host!r}; make the value in this kernel"
+                f"{self.host!r}; run the cell that made it here: if that session is there, it is taken up"
             )
         return keeper
 
@@ -177,6 +179,12 @@ class Handle:
 def _restore(host: str, session: str, name: str, version: str, described: dict[str, Any]) -> Handle:
     """Make a handle anew, as a pickle says."""
     return Handle(host, session, name, version=version, described=described, keeper=None)
+
+
+def unopened(kind: str | None, parts: Sequence[Buffer], error: Exception) -> dict[str, Any]:
+    """Describe a value that came here and could not be opened: a class is missing here, or a device."""
+    why = f"cannot be opened here: {type(error).__name__}: {error}"
+    return {"type": kind, "size": sum(map(len, parts)), "repr": why}
 
 
 def shape_as_text(shape: tuple[int, ...] | None) -> str:

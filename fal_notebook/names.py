@@ -24,7 +24,7 @@ from fal_agent.sharing import SHARED_LIMIT, SharedObjects
 from fal_notebook import local_modules
 from fal_notebook.display.figures import figures_stay_closed
 from fal_notebook.exchange import Known, Request, digest_in, digest_of, reference_to
-from fal_notebook.handles import Handle
+from fal_notebook.handles import Handle, unopened
 from fal_notebook.payload import copied, pack_named
 from fal_notebook.trips import Trip, going_to
 
@@ -359,9 +359,8 @@ class SessionNames:
                 shared.forget([name])
             try:
                 came[name] = self._open(name, parts, namespace, shared if name in reply["shared"] else None)
-            except Exception as error:  # noqa: BLE001 - a class that is missing here, a device: it stays there then
-                why = f"cannot be opened here: {type(error).__name__}: {error}"
-                told = {"type": reply["types"].get(name), "size": sum(map(len, parts)), "repr": why}
+            except Exception as error:  # noqa: BLE001 - opening runs the user's code; then it stays there
+                told = unopened(reply["types"].get(name), parts, error)
                 came[name] = self._handle(name, told, versions[name])
         for name, described in reply["handles"].items():
             came[name] = self._handle(name, described, versions[name], namespace.get(name))

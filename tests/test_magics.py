@@ -358,6 +358,22 @@ def test_the_run_of_a_cell_is_attached_with_the_values_of_its_names(fresh: Kerne
     assert fresh.run(f"found == {wanted!r}").result == "True", fresh.run("found").result
 
 
+def test_a_run_that_is_attached_has_handles_for_what_stayed_or_cannot_be_opened(fresh: Kernel) -> None:
+    fresh.run("import fal_notebook as fal")
+    cell = (
+        "class Odd:\n    def __reduce__(self): return int, ('not a number',)\n"
+        "odd, stays, number = Odd(), (i for i in range(3)), 5"
+    )
+    fresh.run(f"%%fal -o run\n{cell}")
+
+    fresh.run("found = fal.attach(run.run_id).result(timeout=30)")
+
+    assert fresh.run("found['number']").result == "5"
+    assert fresh.run("found['stays']").result.startswith("<stays on local: generator")
+    assert "cannot be opened here: ValueError" in fresh.run("found['odd'].preview").result
+    assert fresh.run("%%fal\nlist(stays)").result == "[0, 1, 2]"
+
+
 def test_hosts_are_listed_and_chosen(kernel: Kernel) -> None:
     connected = kernel.run("%fal connect local")
     assert "connected to local" in str(connected.result)
@@ -444,8 +460,10 @@ def test_loading_twice_and_unloading_is_fine(kernel: Kernel) -> None:
 
 
 def test_an_empty_cell_may_stand_below_the_line_alone(fresh: Kernel) -> None:
-    assert fresh.run("%%fal").outputs == []
-    assert fresh.run("%%fal --fresh\n\n").outputs == []
+    for code in ("%%fal", "%%fal --fresh\n\n"):
+        cell = fresh.run(code)
+        assert cell.status == "ok"
+        assert set(cell.kinds) <= {"display_data"}  # a slow start is shown
     assert "usage: %%fal" in fresh.run("%%fal --help").payload[0]["data"]["text/plain"]
 
 

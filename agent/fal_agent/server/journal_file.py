@@ -84,7 +84,8 @@ _SCHEMA = (
 )
 _COLUMNS = (
     "run_id, client_id, label, kind, environment, agent, state, error,"
-    " submitted_at, started_at, finished_at, last_seq, bytes"
+    " submitted_at, started_at, finished_at, last_seq, bytes,"
+    " ifnull((SELECT session FROM cells AS own WHERE own.run = runs.id), '')"
 )
 _ADD_RUN = (
     "INSERT OR IGNORE INTO runs (run_id, client_id, label, kind, environment, agent, submitted_at)"
@@ -121,6 +122,7 @@ class RunRecord:
     finished_at: Optional[float]
     last_seq: int  # number of its newest event, 0 for none
     bytes: int  # of its events' frames
+    session: str = ""  # that a cell ran in
 
 
 class NewRun(NamedTuple):
