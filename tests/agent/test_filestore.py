@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import threading
 import time
 from types import SimpleNamespace
@@ -156,3 +157,22 @@ def test_the_agent_prunes_by_what_the_user_has_chosen(tmp_path: Path) -> None:
     agent._journal.close()
 
     assert (old.exists(), fresh.exists()) == (False, True)
+
+
+def test_a_disk_that_refuses_to_be_cleaned_does_not_end_the_agent(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from fal_agent.server.daemon import AgentSettings, _Agent
+
+    agent: Any = _Agent(tmp_path, "digest", AgentSettings(files=NONE))
+    agent._service = SimpleNamespace(active_runs=list)
+    shutil.rmtree(tmp_path / "blobs")  # as somebody does who wants room at once
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAL_PERSISTENT_DIR", str(tmp_path / "data"))
+        old = put(b"old", age=90_000)
+
+    agent._clean()
+    agent._journal.close()
+
+    assert not old.exists()  # the rest is done
+    assert "could not clean" in caplog.text

@@ -277,10 +277,21 @@ class _Agent:
                 await loop.run_in_executor(None, self._clean)
 
     def _clean(self) -> None:
-        self._blobs.remove(self._journal.retain().blobs)
-        in_use = {name for run in self._service.active_runs() for name in run.blobs}
-        self._blobs.prune(in_use | self._journal.blobs())
-        prune_files(self._root / "data" / ".fal" / "files", self._settings.files)
+        """Remove what is not kept any longer; what cannot be removed now is tried again the next time."""
+        with self._told_if_refused():
+            self._blobs.remove(self._journal.retain().blobs)
+            in_use = {name for run in self._service.active_runs() for name in run.blobs}
+            self._blobs.prune(in_use | self._journal.blobs())
+        with self._told_if_refused():
+            prune_files(self._root / "data" / ".fal" / "files", self._settings.files)
+
+    @contextlib.contextmanager
+    def _told_if_refused(self) -> Iterator[None]:
+        """Log that the disk refuses, as a full one does, or one that somebody else cleans: runs go on."""
+        try:
+            yield
+        except OSError as error:
+            _log.warning("could not clean %s: %s", self._root, error)
 
     async def _end_workers(self) -> None:
         self._pool.end_all()

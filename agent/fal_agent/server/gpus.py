@@ -103,6 +103,9 @@ class GpuLender:
         Returns:
             Indices in ascending order, to be given back to `release`; None when fewer than `count` are
             free, and then `reason` tells a person why.
+
+        Raises:
+            OSError: the disk holds no locks.
         """
         own = frozenset(own_pids)
         with self._turn:
@@ -110,7 +113,11 @@ class GpuLender:
             taken: list[int] = []
             refusals: list[str] = []
             for gpu in sorted(gpus, key=lambda gpu: (gpu.memory_used, gpu.index)):
-                refusal = self._take(gpu, own)
+                try:
+                    refusal = self._take(gpu, own)
+                except OSError:
+                    self._give_back(taken)
+                    raise
                 if refusal is not None:
                     refusals.append(refusal)
                 else:

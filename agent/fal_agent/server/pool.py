@@ -255,9 +255,13 @@ class Pool:
         key, environment = worker.key, run.prepared.environment
         assert environment is not None
         if key.gpus:
-            worker.devices = await self._devices.lend(
-                key.gpus, key.gpu_model, [item.pid for item in self.workers]
-            )
+            pids = [item.pid for item in self.workers]
+            try:
+                worker.devices = await self._devices.lend(key.gpus, key.gpu_model, pids)
+            except OSError as error:
+                worker.start_problem = f"no GPU can be locked: {error}"
+                worker.on_exit(None)
+                return
             if worker.devices is None:
                 self._no_device(worker)
                 return
