@@ -15,8 +15,11 @@ __all__ = ["code_folder", "default_root", "local_folder", "run_folder", "socket_
 _MAX_SOCKET_PATH = 100  # bytes; Linux allows 107
 _LOCAL_PLACES = ("/var/tmp", "/tmp", "/dev/shm")  # noqa: S108 - the folder made there is checked to be ours
 _NETWORKED = frozenset(
-    ("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "lustre", "gpfs", "ceph", "glusterfs", "beegfs", "panfs")
-)
+    (
+        "nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "lustre", "gpfs", "ceph", "glusterfs", "beegfs",
+        "panfs", "wekafs", "9p", "virtiofs",
+    )
+)  # fmt: skip
 _LOCAL_FUSE = frozenset(("fuse.fuse-overlayfs", "fuse.mergerfs"))
 
 
