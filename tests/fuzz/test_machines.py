@@ -8,7 +8,7 @@ import tempfile
 import time
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -18,11 +18,15 @@ from support.fuzzing import FUZZ, SECONDS, for_a_while
 from support.waiting import until
 
 import fal_notebook as fal
+from fal_agent.errors import HostError, HostUnreachableError
 from fal_agent.server.journal import Journal
 from fal_agent.server.proc import identity
 from fal_agent.wire import Failure, Log, Result, encode
 from fal_notebook.hosts.local import LocalHost
 from fal_notebook.run import start
+
+if TYPE_CHECKING:
+    from fal_notebook.hosts.client import AgentClient
 
 RUNS = st.sampled_from(["r1", "r2", "r3"])
 NEW = {"client_id": "c", "label": "f", "kind": "cell", "environment": ""}
@@ -136,10 +140,24 @@ class JournalMachine(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
 
+class WaywardHost(LocalHost):
+    """A host that can be out of reach for a while, as one behind a network is."""
+
+    is_away = False
+
+    def _connect(self) -> AgentClient:
+        if self.is_away:
+            raise HostUnreachableError("it is away")
+        return super()._connect()
+
+    def _is_away(self, _error: HostError) -> bool:
+        return self.is_away
+
+
 class ConnectionMachine(RuleBasedStateMachine):
     """Calls over connections that break: whoever watches sees each line once, in order, and one end."""
 
-    host: LocalHost
+    host: WaywardHost
     folder: Path
 
     def __init__(self) -> None:
@@ -147,6 +165,7 @@ class ConnectionMachine(RuleBasedStateMachine):
         self.calls: dict[str, int] = {}  # run id -> lines that it was told to say
         self.orders: dict[str, Path] = {}
         self.heard: list[tuple[str, list[Any]]] = []  # run id, what one watcher got
+        self.host.connect()  # what was never reached is not waited for
 
     @rule()
     def call(self) -> None:
@@ -178,7 +197,16 @@ class ConnectionMachine(RuleBasedStateMachine):
         if client is not None:
             client._duplex._stream.close()
 
-    @precondition(lambda self: self.calls)
+    @rule()
+    def go_away(self) -> None:
+        self.host.is_away = True
+        self.break_connection()
+
+    @rule()
+    def come_back(self) -> None:
+        self.host.is_away = False
+
+    @precondition(lambda self: self.calls and not self.host.is_away)
     @rule(data=st.data())
     def attach(self, data: st.DataObject) -> None:
         run_id = data.draw(st.sampled_from(sorted(self.calls)))
@@ -194,6 +222,7 @@ class ConnectionMachine(RuleBasedStateMachine):
         time.sleep(milliseconds / 1000)
 
     def teardown(self) -> None:
+        self.come_back()
         for run_id in self.calls:
             with self.orders[run_id].open("a") as file:
                 file.write("0\n")
@@ -232,7 +261,7 @@ def test_the_journal_through_any_order_of_what_happens() -> None:
 
 
 def test_connections_through_any_order_of_what_happens(tmp_path: Path) -> None:
-    host = LocalHost("machine")
+    host = WaywardHost("machine")
     bound = type("Bound", (ConnectionMachine,), {"host": host, "folder": tmp_path})
     machine = settings(FUZZ, max_examples=100 if SECONDS else 8, stateful_step_count=12)
     try:
