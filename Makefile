@@ -97,8 +97,9 @@ faults: build/test/wheel.stamp ## Kill, cut, slow and fill what 200 scripted run
 	cd build/check && FAL_TEST_WHEEL=1 FAL_FAULT_SEED=$(SEED) FAL_FAULT_RUNS=$(RUNS) FAL_FAULT_ONLY=$(ONLY) \
 		../test/bin/python -m pytest -p no:cacheprovider -n 3 --dist load tests/faults/test_scripted.py $(PYTEST)
 
-# The same for what concerns cells, with the oldest Python, IPython and kernel that are supported.
-OLDEST = tests/test_magics.py tests/test_terminal.py tests/test_notebook_kernel.py tests/agent/test_session.py tests/replay
+# The same for what concerns cells, with the oldest Python, IPython and kernel that are supported. The replayed
+# notebooks are left out: a host has the newest IPython, and what that says in other words is no difference of ours.
+OLDEST = tests/test_magics.py tests/test_terminal.py tests/test_notebook_kernel.py tests/test_asking.py tests/agent/test_session.py
 .PHONY: test-oldest
 test-oldest: build/oldest/wheel.stamp ## Test cells with the oldest Python, IPython and ipykernel
 	@rm -rf build/check-oldest

@@ -11,6 +11,7 @@ import functools
 import itertools
 import linecache
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -20,7 +21,15 @@ if TYPE_CHECKING:
     import types
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Sources", "format_frames", "is_library", "is_opening", "user_frames", "user_steps"]
+__all__ = [
+    "Sources",
+    "format_frames",
+    "is_library",
+    "is_opening",
+    "leave_to_debuggers",
+    "user_frames",
+    "user_steps",
+]
 
 _MAX_FRAMES = 64  # of one error; what is in the middle is left out
 _MAX_SOURCE = 256 << 10  # characters of one file, and of all files of one failure
@@ -169,3 +178,10 @@ def _position(code: types.CodeType, instruction: int) -> Any:
     if instruction < 0 or not hasattr(code, "co_positions"):  # Python 3.11
         return None, None, None, None
     return next(itertools.islice(code.co_positions(), instruction // 2, None), (None,) * 4)
+
+
+def leave_to_debuggers(error: BaseException) -> None:
+    """Make an error the last one that was shown, which `%debug` and `pdb.pm()` look at."""
+    sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__
+    if sys.version_info >= (3, 12):
+        sys.last_exc = error

@@ -11,6 +11,8 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
+from fal_agent.frames import leave_to_debuggers
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -97,11 +99,7 @@ def show_errors_of(shell: Any) -> Callable[[], None]:
         if error is None or not _held or _held[0].error is not error:
             original(*args, **options)
             return
-        sys.last_type, sys.last_value, sys.last_traceback = (
-            type(error),
-            error,
-            error.__traceback__,
-        )  # for %debug
+        leave_to_debuggers(error)
         _held.pop().show(lambda: original(*args, **options))
         debugger()
 
@@ -110,11 +108,11 @@ def show_errors_of(shell: Any) -> Callable[[], None]:
         if not (force or shell.call_pdb):
             return
         if _debuggable and _debuggable[0][0] is getattr(sys, "last_value", None):
-            last = sys.last_type, sys.last_value, sys.last_traceback
-            if _debuggable[0][1]():
+            error, debug = _debuggable[0]
+            if debug():
                 return
             _debuggable.clear()
-            sys.last_type, sys.last_value, sys.last_traceback = last
+            leave_to_debuggers(error)
         original_debugger(force)
 
     shell.showtraceback, shell.debugger = showtraceback, debugger

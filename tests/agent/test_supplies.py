@@ -328,7 +328,19 @@ def test_a_python_is_asked_for_first_then_packages(tmp_path: Path, monkeypatch: 
     built = build(tmp_path, builds, monkeypatch, lambda lacking, _: asked.append(lacking.wants_python))
 
     assert (built, asked) == ("built", [True, False])
-    assert builds.from_wheels == [False, True, True]
+    assert builds.from_wheels == [False, False, True]
+
+
+def test_a_host_with_an_index_that_cannot_download_a_python_is_brought_that_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    for failures in ([UnreachablePythonError("no Python", "")], []):  # the second time it is there
+        builds = Builds(*failures)
+        build(tmp_path, builds, monkeypatch, lambda lacking, _: asked.append(lacking.wants_python))
+        assert not any(builds.from_wheels)
+
+    assert asked == [True]
 
 
 def test_a_host_that_was_cut_off_a_moment_ago_does_not_try_again(

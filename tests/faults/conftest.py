@@ -48,9 +48,9 @@ class Kernel:
             for line in stdout:
                 self._lines.put(line)
 
-    def says(self, word: str) -> str:
+    def says(self, word: str, *, timeout: float = 30.0) -> str:
         """Wait for a line that begins with a word; gives its rest."""
-        while not (line := self._lines.get(timeout=30)).startswith(f"{word} "):
+        while not (line := self._lines.get(timeout=timeout)).startswith(f"{word} "):
             pass
         return line.removeprefix(f"{word} ").rstrip()
 

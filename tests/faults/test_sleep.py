@@ -29,7 +29,7 @@ COUNTING = """
             time.sleep(0.01)
         return lines
 
-    count(0)
+    print("ready for", count(0), flush=True)
     print("counted", count({lines}), flush=True)
 """
 
@@ -40,6 +40,7 @@ def test_a_laptop_that_sleeps_during_a_call_shows_all_of_it(
 ) -> None:
     """For the process it is as if the clock jumped; the server may have dropped it meanwhile, or not."""
     kernel = bed.kernel(COUNTING.format(lines=200))
+    kernel.says("ready", timeout=100)  # its environment may have to be built
     while kernel.says("line") != "20":
         pass
 

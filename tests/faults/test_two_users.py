@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import getpass
 import os
+import shutil
 import signal
 import time
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +35,9 @@ def users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[SSH
         config = tmp_path / "ssh_config"
         config.write_text(one.host_block + two.host_block)
         monkeypatch.setenv("FAL_SSH_CONFIG", str(config))
+        root = f"~/.fal_notebook/two-users-{uuid.uuid4().hex[:8]}"  # the accounts serve other tests, too
         (tmp_path / "hosts.toml").write_text(
-            "".join(f'[hosts.{name}]\nroot = "~/.fal_notebook/two-users"\n' for name in ("as-one", "as-two"))
+            "".join(f'[hosts.{name}]\nroot = "{root}"\n' for name in ("as-one", "as-two"))
         )
         monkeypatch.setenv("FAL_NOTEBOOK_CONFIG", str(tmp_path))
         hosts = SSHHost("as-one"), SSHHost("as-two")
@@ -42,6 +45,8 @@ def users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[SSH
         for host in hosts:
             host.ask("shutdown")
             host.close()
+        for server in (one, two):
+            shutil.rmtree(server.home / root.removeprefix("~/"), ignore_errors=True)
 
 
 def test_two_users_build_call_and_serve_the_same_at_the_same_time(users: tuple[SSHHost, SSHHost]) -> None:

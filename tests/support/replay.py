@@ -41,6 +41,7 @@ _NOISE: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(rf"{_DURATION} ± {_DURATION} per loop"), "… per loop"),
     (re.compile(r"(Ran \d+ tests? in )[\d.]+s"), r"\1…s"),
     (re.compile(r"object at [0-9a-f]{12}"), "object at …"),
+    (re.compile(r"This process \(pid=\d+\)"), "This process (pid=…)"),
     (re.compile(r"(altair-viz-|display_id=)[0-9a-f]{32}"), r"\1…"),  # random
     # Once per kernel, until somebody touches the filters of warnings, as reading a cell does.
     (re.compile(r"\S*interactiveshell\.py:\d+: UserWarning: To exit: .*\n.*\n"), ""),

@@ -55,6 +55,7 @@ __all__ = ["AgentSettings", "serve", "start"]
 _log = logging.getLogger(__name__)
 _HOUSEKEEPING = 60.0  # seconds between looks at what may be removed
 _LOG_LIMIT = 4 << 20
+_RETRIES = 1  # of uv; more would take 20 s on a host without internet, where a notebook brings what is needed
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ class _Agent:
         self._journal = Journal(state / "journal-1.sqlite3", on_error=_log.warning)
         self._blobs = BlobStore(root / "blobs")
         self._functions = FunctionStore()
-        self._environments = EnvironmentCache(root, lambda: Uv.find(root))
+        self._environments = EnvironmentCache(root, lambda: Uv.find(root, retries=_RETRIES))
         self._reaper = Reaper(on_error=_log.warning)
         self._facts = machine_facts(root)
         self._idle_since = time.monotonic()

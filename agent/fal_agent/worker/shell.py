@@ -30,6 +30,7 @@ from IPython.core.pylabtools import select_figure_formats
 from traitlets import Type
 from traitlets.config import Config
 
+from fal_agent.frames import leave_to_debuggers
 from fal_agent.worker.context import CURRENT_CALL
 from fal_agent.worker.debugging import clear_frames, use_interruptible_pdb
 from fal_agent.worker.kernel_magics import KernelMagics
@@ -340,13 +341,15 @@ class SessionShell(InteractiveShell):  # type: ignore[misc]
     @contextmanager
     def _telling(self, caller: Any) -> Iterator[bool]:
         """Let the notebook know when it is the cell's own error that is shown; give whether to show it."""
-        _hide_own_frames(sys.exc_info()[1])
+        error = sys.exc_info()[1]
+        _hide_own_frames(error)
         if self._is_ending or self._depth != 1 or caller.f_code.co_name not in _REPORTING:
             yield True
             return
-        if not _has_sources(sys.exc_info()[1]):  # the notebook has, and shows the error itself
+        assert error is not None
+        if not _has_sources(error):  # the notebook has, and shows the error itself
             self._has_told = True
-            sys.last_type, sys.last_value, sys.last_traceback = sys.exc_info()  # for %debug
+            leave_to_debuggers(error)
             yield False
             return
         self._is_ending, self._has_told = True, False
@@ -354,7 +357,6 @@ class SessionShell(InteractiveShell):  # type: ignore[misc]
             yield True
         finally:
             self._is_ending = False
-        error = sys.exc_info()[1]
         if not self._has_told:  # it was printed: groups of exceptions, mistakes in using a magic
             self._tell_error(type(error).__name__, _text_of(error), None, is_own=True)
             self._has_told = True

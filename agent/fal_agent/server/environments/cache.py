@@ -167,10 +167,10 @@ class EnvironmentCache:
                     raise
                 failed = _lacks_something(error) if is_cut_off else _as_error(error)
             wheels.mkdir(mode=0o700, exist_ok=True)
-            if not is_cut_off:
-                (self.root / CUT_OFF).touch()
-            is_cut_off = True
             wants_python = isinstance(failed, UnreachablePythonError)
+            if not wants_python and not is_cut_off:  # where a Python is not to be had, an index may be
+                (self.root / CUT_OFF).touch()
+                is_cut_off = True
             supply(Lacking(job.python, job.layers, wants_python), failed)
         return Builder(self._folders, uv.with_wheels(wheels), job).build()
 

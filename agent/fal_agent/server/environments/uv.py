@@ -64,24 +64,32 @@ class Uv:
     Args:
         program: its path.
         cache_dir: where it keeps packages; None leaves that to it.
+        retries: how often it asks again for what it could not fetch; None leaves that to it, and
+            $UV_HTTP_RETRIES goes first.
     """
 
-    def __init__(self, program: Path, cache_dir: Optional[Path] = None) -> None:
-        self.program, self.cache_dir = program, cache_dir
+    def __init__(
+        self, program: Path, cache_dir: Optional[Path] = None, *, retries: Optional[int] = None
+    ) -> None:
+        self.program, self.cache_dir, self._retries = program, cache_dir, retries
         self._wheels: Optional[Path] = None
         self._system_certificates = False
         self._default_cache: Optional[Path] = None
 
     @classmethod
-    def find(cls, root: Path) -> Uv:
+    def find(cls, root: Path, *, retries: Optional[int] = None) -> Uv:
         """Find uv on this host: in `root`/bin, as $UV, on PATH, where its installer puts it, in this Python.
+
+        Args:
+            root: the agent's folder.
+            retries: see `Uv`.
 
         Raises:
             EnvironmentBuildError: there is none.
         """
         for candidate in _candidates(root):
             if candidate.is_file() and os.access(candidate, os.X_OK):
-                return cls(candidate)
+                return cls(candidate, retries=retries)
         raise EnvironmentBuildError(
             "uv is not on this host: it is not on PATH, not in ~/.local/bin or ~/.cargo/bin, and not in "
             f"{root / 'bin'}. Install it there (`pip install --user uv`, or see "
@@ -313,6 +321,8 @@ class Uv:
             variables["PATH"] = path
         if self.cache_dir is not None:
             variables["UV_CACHE_DIR"] = str(self.cache_dir)
+        if self._retries is not None:
+            variables.setdefault("UV_HTTP_RETRIES", str(self._retries))
         if self._wheels is not None:
             variables.update(UV_FIND_LINKS=str(self._wheels), UV_PYTHON_DOWNLOADS="never")
         if self._system_certificates:
