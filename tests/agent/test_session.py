@@ -380,6 +380,17 @@ def test_cell_magics_run_under_the_cell(notebook: Notebook, capfd: pytest.Captur
     assert notebook.texts("result") == ["2"]
 
 
+def test_a_host_whose_home_cannot_be_written_to_is_not_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "not" / "there"))
+
+    _, values = Notebook(tmp_path).run("x = 1")
+
+    assert values == {"x": 1}
+    assert [str(warning.message) for warning in recwarn if "writable" in str(warning.message)] == []
+
+
 def test_cd_lasts_but_leaves_other_sessions_alone(notebook: Notebook, tmp_path: Path) -> None:
     here = str(Path.cwd())
     notebook.run(f"%cd -q {tmp_path}", session="a")

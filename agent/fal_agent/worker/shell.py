@@ -64,7 +64,9 @@ def make_shell() -> SessionShell:
     if "" not in sys.path:  # what lies where `%cd` led can be imported, and hides no library
         libraries = (i for i, path in enumerate(sys.path) if path.endswith("-packages"))
         sys.path.insert(next(libraries, len(sys.path)), "")
-    shell = SessionShell(config=config, user_module=module)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* is not a writable location", UserWarning)  # nothing is written
+        shell = SessionShell(config=config, user_module=module)
     with suppress(Exception):  # a home that cannot be written to: %store is not there then
         shell.extension_manager.load_extension("storemagic")
     return shell
