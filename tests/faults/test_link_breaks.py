@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import hashlib
+import os
 import random
 import re
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,14 +24,18 @@ from fal_notebook.hosts.ssh import SSHHost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from support.sshd import SSHServer
 
 
 @pytest.fixture
-def far(ssh_server: SSHServer) -> Iterator[SSHHost]:
-    """The server as a host."""
+def far(
+    ssh_server: SSHServer, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[SSHHost]:
+    """The server as a host; a parameter says what carries the link."""
+    settings = Path(os.environ["FAL_NOTEBOOK_CONFIG"], "hosts.toml").read_text()
+    (tmp_path / "hosts.toml").write_text(settings + f'link = "{getattr(request, "param", "paramiko")}"\n')
+    monkeypatch.setenv("FAL_NOTEBOOK_CONFIG", str(tmp_path))
     host = SSHHost(ssh_server.name)
     yield host
     host.ask("stop", everything=True)
@@ -138,6 +144,7 @@ def away(far: SSHHost, ssh_server: SSHServer) -> Iterator[Callable[[], None]]:
     bring_back()
 
 
+@pytest.mark.parametrize("far", ["paramiko", "openssh"], indirect=True)
 def test_calls_begun_while_the_server_is_away_wait_for_it_and_run_once_each(
     append: Any, away: Callable[[], None], shared_folder: Path
 ) -> None:
