@@ -67,6 +67,7 @@ class Strike:
 def follow_struck(at: int) -> tuple[Scripted, Strike, bool]:
     run, before = Scripted(), sys.gettrace()
     strike = Strike(run, at)
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 looks at it only when tracing begins
     sys.settrace(strike)
     try:
         runs.follow(run, lambda _received: None)  # type: ignore[arg-type]
