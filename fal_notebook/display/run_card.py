@@ -163,10 +163,17 @@ class RunCard:
         if run is None or now - self._looked_at < min(_MOST, max(_EVERY, (now - self._began) / 60)):
             return
         self._looked_at = now
+        if not self._is_reached():  # whoever brings the call back connects, and asks what has to be asked
+            self._usage.forget()
+            return
         try:
             self._usage.take(run.host.ask("usage", timeout=_PATIENCE, run_id=run.run_id))
         except (FalServerlessException, OSError):  # the connection is told of where it breaks
             self._usage.forget()
+
+    def _is_reached(self) -> bool:
+        """Whether there is a connection to where the call runs."""
+        return self._run is None or getattr(self._run.host, "is_connected", True)
 
     def _show_buttons(self, run: Stoppable) -> None:
         from fal_notebook.display.run_buttons import RunButtons, has_widgets
@@ -204,10 +211,9 @@ class RunCard:
         if self._is_over or self.phases.ended_at is not None:
             said = [self.phases.headline(now)] if self.phases.is_worth_telling(now) else []
             if self._has_strip:
+                state = "running" if self._is_reached() else f"waiting for {self._host_name}"
                 took = duration(time.monotonic() - self._began)
-                said.append(
-                    f"{'ran' if self._is_over else 'running'} {took}{self._usage.text(self._is_over)}"
-                )
+                said.append(f"{'ran' if self._is_over else state} {took}{self._usage.text(self._is_over)}")
             return [", ".join(said)]
         told = [phase for phase in self.phases.passed if phase.seconds(now) >= 0.1 or phase.ended_at is None]  # noqa: PLR2004 - seconds
         marks = ("✓" if phase.ended_at is not None else "▸" for phase in told)

@@ -29,8 +29,9 @@ def kernel(ssh_server: SSHServer, tmp_path: Path) -> Iterator[Kernel]:
 
 
 def test_a_cell_waits_and_goes_on_with_its_names(kernel: Kernel, ssh_server: SSHServer) -> None:
-    cell = kernel.start("%%fal --host far-box\nx += 1\nprint('here')\nx")
+    cell = kernel.start("%%fal --host far-box\nx += 1\nprint('here')\nx", stdin=True)
     kernel.wait_for(cell, "'far-box' is lost; connecting again until")
+    kernel.wait_for(cell, "waiting for far-box")  # instead of how long it has been running
     ssh_server.restart()
     kernel.wait(cell)
 
