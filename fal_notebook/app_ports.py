@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 from fal_agent.errors import ConfigurationError, FalServerlessError, HostError, LinkLostError
 from fal_notebook.forwarding import Forwarder
+from fal_notebook.prompting import unattended
 
 if TYPE_CHECKING:
     from fal_notebook.hosts.base import ByteStream, Host
@@ -118,6 +119,10 @@ class _Runners:
             FalServerlessError: the app has ended, or no runner is ready in time.
             HostError: the host cannot be reached.
         """
+        with unattended():  # a request of a browser must not put a question into a cell
+            return self._dial()
+
+    def _dial(self) -> ByteStream:
         was_lost = False
         for pause in _PAUSES:
             time.sleep(pause)

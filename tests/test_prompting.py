@@ -6,10 +6,14 @@ import os
 import pty
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from jupyter_client.manager import start_new_kernel
 
+from fal_notebook.app_ports import _Runners
+from fal_notebook.exceptions import HostUnreachableError
 from fal_notebook.prompting import ConsolePrompt, SilentPrompt, default_prompt
 
 QUESTIONS = """
@@ -101,3 +105,23 @@ def test_in_a_kernel_the_front_end_asks(kernel: object) -> None:
 
 def test_in_a_notebook_that_runs_without_its_owner_every_answer_is_no(kernel: object) -> None:
     assert "[False, None, None]" in in_kernel(kernel, answers=[], allowed=False)
+
+
+def test_a_request_to_an_app_whose_host_is_away_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may come from a browser, at any time; a cell that happens to run must not get a field for it."""
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    prompts: list[object] = []
+
+    class Host:
+        name = "away"
+
+        def connect(self) -> None:
+            prompts.append(default_prompt())
+            raise HostUnreachableError("it is away")
+
+    runners = _Runners(cast("Any", Host()), "app", 1.0)
+    with pytest.raises(HostUnreachableError):
+        runners.dial()
+
+    assert [type(prompt) for prompt in prompts] == [SilentPrompt]
+    assert isinstance(default_prompt(), ConsolePrompt)
