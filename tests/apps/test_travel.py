@@ -32,7 +32,8 @@ class Output(BaseModel):
 SUFFIX = "!"
 
 
-class Base(fal.App, abc.ABC, keep_alive=7, name="the-base"):
+class Base(fal.App, abc.ABC, keep_alive=7):  # ABCs of Python 3.10 cannot have a keyword `name`
+    app_name = "the-base"
     machine_type = "GPU"
 
     @fal.endpoint("/check", health_check=fal.HealthCheck(timeout_seconds=4))

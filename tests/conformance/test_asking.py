@@ -76,5 +76,7 @@ def test_a_run_in_the_background_has_nobody_to_ask(agent_host: Host) -> None:
     def ask() -> str:
         return input()
 
-    with pytest.raises(EOFError, match="has nobody to ask"):
+    with pytest.raises(
+        (EOFError, NotImplementedError), match="has nobody to ask"
+    ):  # IPython's, if it is there
         ask.submit().result(60)

@@ -245,7 +245,7 @@ def test_a_large_upload_that_breaks_goes_on_from_what_has_arrived(
         return answer
 
     def has_arrived(size: int) -> bool:
-        pieces = ssh_server.home.glob(".fal_notebook/**/incoming/*")
+        pieces = ssh_server.home.glob(".fal_notebook/*/blobs/.writers/*/incoming/*")
         return any(piece.stat().st_size >= size for piece in pieces)
 
     @fal.function(host=far)

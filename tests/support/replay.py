@@ -40,6 +40,7 @@ _NOISE: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(rf"Wall time: {_DURATION}"), "Wall time: …"),
     (re.compile(rf"{_DURATION} ± {_DURATION} per loop"), "… per loop"),
     (re.compile(r"(Ran \d+ tests? in )[\d.]+s"), r"\1…s"),
+    (re.compile(r"The slowest run took .* longer than the fastest\. .*\n"), ""),
     (re.compile(r"object at [0-9a-f]{12}"), "object at …"),
     (re.compile(r"This process \(pid=\d+\)"), "This process (pid=…)"),
     (re.compile(r"(altair-viz-|display_id=)[0-9a-f]{32}"), r"\1…"),  # random
