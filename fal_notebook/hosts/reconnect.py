@@ -36,7 +36,7 @@ RECONNECT_SECONDS = 900.0  # how long a host is looked for; `reconnect` in hosts
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds between two tries
 _QUIET_SECONDS = 2.0  # an outage that is shorter is not worth a line
 _HOPELESS = (HostKeyError, ConfigurationError)
-_REFUSALS = 3  # in a row that are believed: a login that is cut off by the network looks like one
+_REFUSALS = 3  # in a row that are believed: a server that is starting up may refuse those it lets in later
 
 
 class Reconnector:

@@ -12,7 +12,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from fal_agent.errors import AuthenticationError, HostError, HostUnreachableError, LinkLostError
+from fal_agent.errors import HostError, HostUnreachableError, LinkLostError
 from fal_notebook import config
 from fal_notebook.hosts import steps
 from fal_notebook.hosts.agent_host import AgentHost, agent_answer, agent_options
@@ -112,13 +112,8 @@ class SSHHost(AgentHost):
 
     def _is_away(self, error: HostError) -> bool:
         # What goes wrong over a connection that stands is the machine's own trouble.
-        link = self._link
-        if link is not None and link.is_alive:
-            return False
-        # A login that the network cut off looks like a refusal, but for its cause.
-        return isinstance(error, (HostUnreachableError, LinkLostError)) or (
-            isinstance(error, AuthenticationError) and error.__cause__ is not None
-        )
+        stands = self._link is not None and self._link.is_alive
+        return isinstance(error, (HostUnreachableError, LinkLostError)) and not stands
 
     def _connect(self) -> AgentClient:
         known = self._link

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import paramiko  # type: ignore[import-untyped]
 
-from fal_agent.errors import AuthenticationError
+from fal_agent.errors import AuthenticationError, HostError, HostUnreachableError
 from fal_notebook.hosts.ssh_keys import ANSWER_TIMEOUT, TRIES, Keyring
 from fal_notebook.prompting import SilentPrompt
 
@@ -30,15 +30,16 @@ def log_in(transport: LinkTransport, target: Target, prompt: Prompt) -> None:
 
     Raises:
         AuthenticationError: nothing worked; says what was tried and what to do.
+        HostUnreachableError: the connection broke meanwhile.
     """
     transport.auth_timeout = ANSWER_TIMEOUT
     login = _Login(transport, target, SilentPrompt() if target.batch else prompt)
     try:
         done = login.run()
     except (paramiko.SSHException, OSError, EOFError) as error:
-        raise AuthenticationError(login.story()) from error
+        raise login.failure() from error
     if not done:
-        raise AuthenticationError(login.story())
+        raise login.failure()
 
 
 @dataclass
@@ -59,6 +60,16 @@ class _Login:
             (self._may("publickey") and self._keys())
             or (self._may_ask("keyboard-interactive") and self._interactive())
             or (self._may_ask("password") and self._password())
+        )
+
+    def failure(self) -> HostError:
+        """The error that tells why it did not work."""
+        if not self.transport.is_cut_off:
+            return AuthenticationError(self.story())
+        return HostUnreachableError(
+            f"{self.target.label}: the connection to {self.target.where} broke during the login "
+            f"({self.transport.why_lost()}). Try again; a server also breaks it off where the login takes "
+            f"long, or where it blocks this address: see whether `{self.target.ssh_command}` works in a terminal"
         )
 
     def story(self) -> str:

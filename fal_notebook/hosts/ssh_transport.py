@@ -182,6 +182,11 @@ class LinkTransport(paramiko.Transport):  # type: ignore[misc] # paramiko is unt
             self._spare -= given
         return given
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether it has ended, and neither side said that it should."""
+        return not self.is_active() and self._said is None and not self._closed_here
+
     def why_lost(self) -> str:
         """Say in a few words how the connection ended."""
         if self._said is not None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import paramiko  # type: ignore[import-untyped]
 import pytest
 
-from fal_agent.errors import AuthenticationError
+from fal_agent.errors import AuthenticationError, HostUnreachableError
 from fal_notebook.hosts.paramiko_link import open_link
+from fal_notebook.hosts.ssh_transport import LinkTransport
 from fal_notebook.prompting import SilentPrompt, unattended
 from tests.support.prompts import Answers
 from tests.support.sshd import SSHServer, start_sshd
@@ -262,6 +263,22 @@ def test_too_many_keys_of_an_agent_are_an_error_that_says_so(
     assert "Too many authentication failures" in str(caught.value)
     assert "The agent holds 6 keys" in str(caught.value)
     assert "IdentitiesOnly yes" in str(caught.value)
+
+
+@pytest.mark.parametrize("step", ["auth_none", "auth_publickey"])
+def test_a_connection_that_breaks_during_the_login_is_no_refusal(
+    own: SSHServer, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    attempt = getattr(LinkTransport, step)
+
+    def cut_off(transport: LinkTransport, *arguments: object) -> object:
+        own.kill_connections()
+        return attempt(transport, *arguments)
+
+    monkeypatch.setattr(LinkTransport, step, cut_off)
+
+    with pytest.raises(HostUnreachableError, match=r"'gpu-box': the connection to .* broke during the login"):
+        who(own.config_path)
 
 
 def test_an_agent_that_is_gone_is_passed_over(server: SSHServer, tmp_path: Path) -> None:
