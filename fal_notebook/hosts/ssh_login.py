@@ -69,7 +69,8 @@ class _Login:
         return HostUnreachableError(
             f"{self.target.label}: the connection to {self.target.where} broke during the login "
             f"({self.transport.why_lost()}). Try again; a server also breaks it off where the login takes "
-            f"long, or where it blocks this address: see whether `{self.target.ssh_command}` works in a terminal"
+            f"long, or where it blocks this address: see whether `{self.target.ssh_command}` works in a "
+            "terminal"
         )
 
     def story(self) -> str:
