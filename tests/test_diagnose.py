@@ -17,6 +17,7 @@ from fal_agent.errors import (
     FalServerlessError,
     HostKeyError,
     HostUnreachableError,
+    LinkLostError,
 )
 from fal_notebook.config import config_folder, remember_host
 from fal_notebook.diagnose import Check, Examination, as_json, diagnose, examine, machine, size_text, way
@@ -188,6 +189,7 @@ def test_a_disk_that_tells_nothing_is_no_failure(line: str) -> None:
         (AuthenticationError("refused"), "login"),
         (ConfigurationError("bad ProxyJump"), "configuration"),
         (HostUnreachableError("refused"), "connection"),
+        (LinkLostError("broke during the login"), "connection"),
         (FalServerlessError("something else"), "shell"),
     ],
 )

@@ -17,6 +17,7 @@ from fal_agent.errors import (
     FalServerlessError,
     HostKeyError,
     HostUnreachableError,
+    LinkLostError,
 )
 from fal_notebook.diagnose import machine
 from fal_notebook.diagnose.checks import Check
@@ -154,7 +155,7 @@ def _refused(target: Target, error: FalServerlessError) -> Iterator[Check]:
     elif isinstance(error, ConfigurationError):
         fix = f"{_with_program('ssh -G', target)}   # shows what ssh makes of it"
         yield Check("configuration", False, text, fix)
-    elif isinstance(error, HostUnreachableError):
+    elif isinstance(error, (HostUnreachableError, LinkLostError)):
         yield Check("connection", False, text, f"{_with_program('ssh -v', target)} true")
     else:
         yield Check("shell", False, text, f"{target.ssh_command} true")

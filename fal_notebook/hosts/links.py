@@ -48,6 +48,7 @@ def open_link(
         HostUnreachableError: no SSH server could be reached.
         HostKeyError: the machine's key is unknown and was not accepted, or is not the known one.
         AuthenticationError: the server did not let the user in.
+        LinkLostError: the connection broke during the login; another try may get in.
         ConfigurationError: the configuration cannot be read or understood.
     """
     prompt = prompt or default_prompt()

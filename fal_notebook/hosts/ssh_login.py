@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import paramiko  # type: ignore[import-untyped]
 
-from fal_agent.errors import AuthenticationError, HostError, HostUnreachableError
+from fal_agent.errors import AuthenticationError, HostError, LinkLostError
 from fal_notebook.hosts.ssh_keys import ANSWER_TIMEOUT, TRIES, Keyring
 from fal_notebook.prompting import SilentPrompt
 
@@ -30,7 +30,7 @@ def log_in(transport: LinkTransport, target: Target, prompt: Prompt) -> None:
 
     Raises:
         AuthenticationError: nothing worked; says what was tried and what to do.
-        HostUnreachableError: the connection broke meanwhile.
+        LinkLostError: the connection broke meanwhile.
     """
     transport.auth_timeout = ANSWER_TIMEOUT
     login = _Login(transport, target, SilentPrompt() if target.batch else prompt)
@@ -66,7 +66,7 @@ class _Login:
         """The error that tells why it did not work."""
         if not self.transport.is_cut_off:
             return AuthenticationError(self.story())
-        return HostUnreachableError(
+        return LinkLostError(
             f"{self.target.label}: the connection to {self.target.where} broke during the login "
             f"({self.transport.why_lost()}). Try again; a server also breaks it off where the login takes "
             f"long, or where it blocks this address: see whether `{self.target.ssh_command}` works in a "

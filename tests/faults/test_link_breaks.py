@@ -21,6 +21,7 @@ from fal_notebook import exceptions
 from fal_notebook.hosts.blob_traffic import BlobTraffic
 from fal_notebook.hosts.client import AgentClient
 from fal_notebook.hosts.ssh import SSHHost
+from fal_notebook.hosts.ssh_transport import LinkTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -230,6 +231,23 @@ def test_a_call_that_waited_in_vain_did_not_begin_and_the_next_is_refused_at_onc
         append.submit(2)
     away()
     assert append(3) == 3
+
+
+def test_a_first_connection_that_breaks_during_the_login_is_made_again(
+    far: SSHHost, ssh_server: SSHServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_in, breaks = LinkTransport.auth_publickey, [True, False]
+
+    def cut_off(transport: LinkTransport, *arguments: Any) -> Any:
+        if breaks and breaks.pop(0):
+            ssh_server.kill_connections()
+        return log_in(transport, *arguments)
+
+    monkeypatch.setattr(LinkTransport, "auth_publickey", cut_off)
+
+    far.connect()
+
+    assert breaks == []
 
 
 def test_a_large_upload_that_breaks_goes_on_from_what_has_arrived(

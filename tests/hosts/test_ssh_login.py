@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import paramiko  # type: ignore[import-untyped]
 import pytest
 
-from fal_agent.errors import AuthenticationError, HostUnreachableError
+from fal_agent.errors import AuthenticationError, LinkLostError
 from fal_notebook.hosts.paramiko_link import open_link
 from fal_notebook.hosts.ssh_transport import LinkTransport
 from fal_notebook.prompting import SilentPrompt, unattended
@@ -277,7 +277,7 @@ def test_a_connection_that_breaks_during_the_login_is_no_refusal(
 
     monkeypatch.setattr(LinkTransport, step, cut_off)
 
-    with pytest.raises(HostUnreachableError, match=r"'gpu-box': the connection to .* broke during the login"):
+    with pytest.raises(LinkLostError, match=r"'gpu-box': the connection to .* broke during the login"):
         who(own.config_path)
 
 
