@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+import IPython
 import pytest
 from support.kernel import Kernel, working_kernel
 from support.waiting import is_alive
@@ -115,7 +116,10 @@ def test_an_error_shows_the_lines_of_the_cells_it_went_through(kernel: Kernel) -
     assert cell.error == "ZeroDivisionError: division by zero"
     trace = traceback(cell)
     assert re.search(r"--> 3 +return divide\(a\)", trace)
-    assert re.search(r"--> 4 +return a / 0", trace)
+    remark = (
+        "  # here" if IPython.version_info >= (9,) else ""
+    )  # an older one leaves it out of plain cells, too
+    assert re.search(rf"--> 4 +return a / 0{remark}\n", trace)
     assert "fal_agent" not in trace
     assert "fal_notebook/" not in trace
 

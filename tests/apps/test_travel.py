@@ -9,6 +9,7 @@ import sys
 CELLS = """
 import abc
 import enum
+import sys
 from typing import Optional
 
 import fal_notebook as fal
@@ -32,8 +33,11 @@ class Output(BaseModel):
 SUFFIX = "!"
 
 
-class Base(fal.App, abc.ABC, keep_alive=7):  # ABCs of Python 3.10 cannot have a keyword `name`
-    app_name = "the-base"
+# ABCs of Python 3.10 cannot have a keyword of that name.
+NAMED = {"name": "the-base"} if sys.version_info >= (3, 11) else {}
+
+
+class Base(fal.App, abc.ABC, keep_alive=7, **NAMED):
     machine_type = "GPU"
 
     @fal.endpoint("/check", health_check=fal.HealthCheck(timeout_seconds=4))

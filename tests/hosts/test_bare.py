@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +115,8 @@ def test_what_is_missing_is_brought_though_the_connection_breaks(
     assert re.search(r"it has no uv: sending one, \d+\.\d MB", told)
     assert "sending uv: going on at 1.0 MB of " in told  # the notebook has connected again by itself
     assert re.search(rf"sending Python {platform.python_version()} \(.*\), \d+\.\d MB", told)
-    assert any(re.fullmatch(r"sending \d packages, 0\.0 MB of \d\.\d MB", text) for text in stages)
+    count = 5 if sys.version_info >= (3, 11) else 6  # an older dateutil needs six
+    assert any(re.fullmatch(rf"sending {count} packages, 0\.0 MB of \d\.\d MB", text) for text in stages)
     kept = home / ".fal_notebook"
     assert not list(kept.rglob("*.part"))
     assert kept.stat().st_mode & 0o777 == 0o700
