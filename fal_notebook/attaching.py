@@ -21,6 +21,7 @@ from fal_notebook.display.tables import Table, ago
 from fal_notebook.handles import Handle, unopened
 from fal_notebook.hosts.base import ShowsRuns
 from fal_notebook.hosts.registry import get_host
+from fal_notebook.names import told_in_full
 from fal_notebook.run import Run, load_result
 
 if TYPE_CHECKING:
@@ -193,13 +194,12 @@ def _find(where: Any, run_id: str) -> RunInfo:
 
 def _names_of(info: RunInfo, received: Received) -> dict[str, Any]:
     """Give the names that a cell brought back, and what they stand for: handles, for what stayed there."""
-    reply, buffers = pickling.load(received.data[:1]), received.data[1:]
+    reply, buffers = told_in_full(pickling.load(received.data[:1])), received.data[1:]
     namespace: dict[str, Any] = {}
-    shared = SharedObjects(namespace, 1)  # nothing: what the cell's notebook shares is told in full, too
+    shared = SharedObjects(namespace, 1)  # nothing
     stayed: dict[str, dict[str, Any]] = dict(reply["handles"])
-    for name, (start, stop) in {**reply["names"], **reply["plain"]}.items():
-        parts = buffers[start:stop]
-        is_shared = name in reply["shared"] and name not in reply["plain"]
+    for name, (start, stop) in reply["names"].items():
+        parts, is_shared = buffers[start:stop], name in reply["shared"]
         try:
             namespace[name] = shared.decode(name, parts[0]) if is_shared else load_named(parts, namespace)
         except Exception as error:  # noqa: BLE001 - opening runs the user's code; the other names are there

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from fal_agent.framing import Buffer
 
-__all__ = ["Handle", "Keeper", "bytes_as_text", "gone_error", "keepers", "shape_as_text"]
+__all__ = ["Handle", "Keeper", "bytes_as_text", "gone_error", "keepers", "shape_as_text", "unopened"]
 
 
 class Keeper(Protocol):

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from fal_notebook.cells import CellNames
     from fal_notebook.hosts.base import Host
 
-__all__ = ["SessionNames"]
+__all__ = ["SessionNames", "told_in_full"]
 
 _ANY = "*"
 _SMALL = 16 << 10  # bytes; a smaller value that both sides hold is compared for every cell
@@ -345,9 +345,7 @@ class SessionNames:
         versions = reply["versions"]
         shared = self._shared if request.content["sharing"] and is_own else None
         if not is_own:  # what that one had in common with the session is told in full, too
-            shared = SharedObjects(namespace, 1)
-            reply = {**reply, "names": {**reply["names"], **reply["plain"]}, "farewells": {}}
-            reply["shared"] = [name for name in reply["shared"] if name not in reply["plain"]]
+            shared, reply = SharedObjects(namespace, 1), told_in_full(reply)
         if shared is not None:
             for name, buffer in reply["farewells"].items():
                 shared.decode(name, buffers[buffer])
@@ -458,3 +456,10 @@ class SessionNames:
             self._known.pop(name, None)
             if self._shared is not None:
                 self._shared.forget([name])
+
+
+def told_in_full(reply: dict[str, Any]) -> dict[str, Any]:
+    """Read a session's reply as one who has nothing in common with it: what its notebook had is told, too."""
+    plain = reply["plain"]
+    shared = [name for name in reply["shared"] if name not in plain]
+    return {**reply, "names": {**reply["names"], **plain}, "shared": shared, "farewells": {}}

@@ -33,7 +33,6 @@ __all__ = [
     "Items",
     "Run",
     "draw_connection",
-    "draw_nothing",
     "draw_or_ask",
     "follow",
     "load_result",

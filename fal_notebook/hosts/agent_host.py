@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fal_agent.errors import HostError, HostUnreachableError, LinkLostError
 from fal_notebook import config
 from fal_notebook.hosts import steps
+from fal_notebook.hosts.execution import AgentExecution
 from fal_notebook.hosts.reconnect import RECONNECT_SECONDS, Reconnector
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class AgentHost(ABC):
         self, last: AgentClient, parcel: Parcel, sink: EventSink, run_id: str, problem: str, *, attended: bool
     ) -> Execution:
         """Leave a call to whoever looks for the host, as one whose connection broke under it."""
-        execution = last.unsent(parcel, sink, run_id, attended=attended)
+        execution = AgentExecution(last, run_id, parcel, sink, attended=attended)
         self._returning.take([execution], problem)
         return execution
 

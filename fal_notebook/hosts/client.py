@@ -158,12 +158,6 @@ class AgentClient:
             self._hand_over([execution])
         return execution
 
-    def unsent(
-        self, parcel: Parcel, sink: EventSink, run_id: str, *, attended: bool = False
-    ) -> AgentExecution:
-        """Make a call that this connection, which has ended, cannot send; another one is to `resume` it."""
-        return AgentExecution(self, run_id, parcel, sink, attended=attended)
-
     def resume(self, execution: AgentExecution) -> None:
         """Take over a call whose connection broke: it goes on after the last event that arrived.
 

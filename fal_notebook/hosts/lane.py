@@ -88,16 +88,15 @@ class Lanes:
 
     Args:
         dial: connects to a Unix socket of the machine.
+
+    Attributes:
+        by_template: they, by our names for the calls that may go there.
     """
 
     def __init__(self, dial: Callable[[str], ByteStream]) -> None:
+        self.by_template: dict[str, OpenLane] = {}
         self._dial = dial
         self._changing = threading.Lock()
-        self._lanes: dict[str, OpenLane] = {}  # by our names for the calls that may go there
-
-    def by_template(self) -> dict[str, OpenLane]:
-        """Give them by our names for the calls that may go there."""
-        return self._lanes
 
     def take(self, execution: AgentExecution, template: str) -> bool:
         """Let a call go straight to the worker that was lent to us for such calls; whether that is possible.
@@ -106,7 +105,7 @@ class Lanes:
             execution: the call; `AgentExecution.receive` sends it.
             template: our name for it.
         """
-        lane = self._lanes.get(template)
+        lane = self.by_template.get(template)
         if lane is None or not lane.is_open or not lane.turn.acquire(blocking=False):
             return False
         execution.lane, execution.template = lane, template
@@ -116,14 +115,14 @@ class Lanes:
         """The agent lends a lane."""
         lane = OpenLane(message.lane, message.templates, lambda: self._dial(message.path))
         with self._changing:
-            self._lanes = {**self._lanes, **dict.fromkeys(message.templates, lane)}
+            self.by_template = {**self.by_template, **dict.fromkeys(message.templates, lane)}
 
     def drop(self, name: str) -> None:
         """The agent takes a lane back."""
         with self._changing:
-            self._lanes = {key: lane for key, lane in self._lanes.items() if lane.lane != name}
+            self.by_template = {key: lane for key, lane in self.by_template.items() if lane.lane != name}
 
     def close(self) -> None:
         """Hang up everywhere."""
-        for lane in set(self._lanes.values()):
+        for lane in set(self.by_template.values()):
             lane.close()

@@ -185,7 +185,7 @@ def test_two_functions_in_turn_share_a_lane(agent_host: Any) -> None:
     in_lane(agent_host, lambda: two(one(1)))
     client = agent_host.connect()
 
-    until(lambda: two(one(20)) == 42 and len(client.lanes.by_template()) >= 2)
+    until(lambda: two(one(20)) == 42 and len(client.lanes.by_template) >= 2)
     assert two(one(4)) == 10
 
 
@@ -203,7 +203,7 @@ def test_functions_that_are_limited_stay_with_the_agent(agent_host: Any) -> None
         client = agent_host.connect()
         template = client._submissions.template_of(next(iter(one._calls.values()))[1])
         assert template is not None
-        assert template not in client.lanes.by_template(), options
+        assert template not in client.lanes.by_template, options
 
 
 def strike_soon(seconds: float = 0.3) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.appending import appender
 from support.lanes import has_lane, in_lane
 from support.waiting import is_alive, until
 
@@ -22,18 +23,6 @@ if TYPE_CHECKING:
     from tests.faults.conftest import Bed
 
 
-def appender(host: Any, path: Path) -> Any:
-    """A function that leaves a line for each time it runs."""
-
-    @fal.function(host=host)
-    def append(number: int) -> int:
-        with path.open("a") as file:
-            file.write(f"{number}\n")
-        return number
-
-    return append
-
-
 def test_a_lane_that_breaks_at_any_moment_runs_each_call_once(bed: Bed, tmp_path: Path) -> None:
     host = bed.host()
     append = appender(host, tmp_path / "lines")
@@ -41,9 +30,8 @@ def test_a_lane_that_breaks_at_any_moment_runs_each_call_once(bed: Bed, tmp_path
     chance, broken = random.Random(1), 0
 
     for number in range(400):
-        lanes = [
-            lane for lane in host.connect().lanes.by_template().values() if lane.is_dialled and lane.is_open
-        ]
+        known = host.connect().lanes.by_template.values()
+        lanes = [lane for lane in known if lane.is_dialled and lane.is_open]
         if lanes and chance.random() < 0.3:
             _break_soon(lanes[0], chance.random() * 0.0004)
             broken += 1

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.appending import appender
 from support.waiting import until
 
 import fal_notebook as fal
@@ -114,17 +115,9 @@ def test_a_restarted_server_is_found_again(far: SSHHost, ssh_server: SSHServer) 
 
 
 @pytest.fixture
-def append(far: SSHHost, shared_folder: Path) -> Callable[[int], int]:
+def append(far: SSHHost, shared_folder: Path) -> Any:
     """A function on the server that notes each of its calls in a file, `lines`."""
-    lines = shared_folder / "lines"
-
-    @fal.function(host=far)
-    def append(number: int) -> int:
-        with lines.open("a") as file:
-            file.write(f"{number}\n")
-        return number
-
-    return append
+    return appender(far, shared_folder / "lines")
 
 
 @pytest.fixture

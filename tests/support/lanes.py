@@ -14,7 +14,7 @@ __all__ = ["has_lane", "in_lane"]
 
 def has_lane(host: Any) -> bool:
     """Whether calls of this notebook go straight to a worker."""
-    return any(lane.is_open and lane.is_dialled for lane in host.connect().lanes.by_template().values())
+    return any(lane.is_open and lane.is_dialled for lane in host.connect().lanes.by_template.values())
 
 
 def in_lane(host: Any, call: Callable[[], Any]) -> None:

@@ -174,7 +174,6 @@ class CellRecord(NamedTuple):
     """The run of a cell, as the journal knows it."""
 
     key: str
-    session: str
     inputs: str  # JSON object, name -> version
     is_seen: bool
     run: RunRecord
@@ -365,12 +364,12 @@ class JournalFile:
     def cells(self, notebook: str) -> list[CellRecord]:
         """The runs of a notebook's cells, newest first; of each cell the newest."""
         query = (
-            f"SELECT key, session, inputs, seen, {_COLUMNS} FROM cells JOIN runs ON cells.run = runs.id"  # noqa: S608
+            f"SELECT key, inputs, seen, {_COLUMNS} FROM cells JOIN runs ON cells.run = runs.id"  # noqa: S608
             " WHERE key >= ? AND key < ? ORDER BY runs.id DESC"
         )
         found: dict[str, CellRecord] = {}
-        for key, session, inputs, seen, *run in self._db.execute(query, (f"{notebook}:", f"{notebook};")):
-            found.setdefault(key, CellRecord(key, session, inputs, bool(seen), RunRecord(*run)))
+        for key, inputs, seen, *run in self._db.execute(query, (f"{notebook}:", f"{notebook};")):
+            found.setdefault(key, CellRecord(key, inputs, bool(seen), RunRecord(*run)))
         return list(found.values())
 
     def outcome(self, run_id: str) -> Optional[bytes]:

@@ -168,7 +168,6 @@ class Questions:
             {
                 **_plain(cell.run),
                 "key": cell.key,
-                "session": cell.session,
                 "inputs": json.loads(cell.inputs),
                 "is_watched": cell.run.client_id != client_id and self._is_watching(cell.run.client_id),
             }
