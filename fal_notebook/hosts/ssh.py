@@ -98,6 +98,8 @@ class SSHHost(AgentHost):
 
         with self._link_lock:
             if self._link is None or not self._link.is_alive:
+                if self._link is not None:
+                    self._link.close()  # lets go of what a broken one still holds
                 settings = config.load().host(self.name)
                 self._link = open_link(settings.ssh or self.name, by=settings.link)
             return self._link
